@@ -1,0 +1,111 @@
+"""The folder of a saved model: layout, digests, atomic writes.
+
+Knows tensors and files, no model class. Layout: config.json (a ModelConfig), model.safetensors (every weight, encoders
+included), image_encoder/ and text_encoder/ (what rebuilds them without weights), manifest.json (SHA-256 of each file).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from avse import files
+from avse.config import ModelConfig, parse
+
+CONFIG, WEIGHTS, STATE = "config.json", "model.safetensors", "state.pt"
+IMAGE_ENCODER, TEXT_ENCODER = "image_encoder", "text_encoder"
+
+
+class CheckpointError(ValueError):
+    """A saved folder that is not there, not whole, or does not fit what is asked of it."""
+
+
+def write_folder(folder: str | Path, fill: Callable[[Path], None], extra: dict[str, Any], *, force: bool = True) -> None:
+    """Write a folder as a whole or not at all: `fill` writes into a temporary one, which then takes the name.
+
+    Args:
+        folder: where it shall lie.
+        fill: writes the files into the folder that it is given.
+        extra: further entries of the manifest.
+        force: replace a folder of this name.
+
+    Raises:
+        FileExistsError: the name is taken and `force` is False.
+        OSError: the disk refused; the former folder is as it was.
+    """
+    folder = Path(folder)
+    if folder.exists() and not force:
+        raise FileExistsError(f"{folder} exists; pass force=True (--force) to replace it")
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        fill(temporary)
+        files.write_manifest(temporary, extra)
+        files.replace_folder(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def recover(folder: str | Path) -> Path:
+    """Return the folder, put back in place first where a crash fell between the two renames of a replacement."""
+    folder, former = Path(folder), files.former_folder(folder)
+    if not folder.exists() and (former / files.MANIFEST).is_file():
+        os.replace(former, folder)
+    return folder
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors as safetensors; tensors that share memory are written apart."""
+    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read safetensors; a damaged file is a CheckpointError."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not readable as safetensors: {error}") from error
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read optimiser, schedule and counters: plain values and tensors, nothing that could run code."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path}: not readable: {error}") from error
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """Read a model folder's configuration after its manifest was verified."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: no {CONFIG}; a model folder has {CONFIG}, {WEIGHTS} and {files.MANIFEST}")
+    return parse(ModelConfig, json.loads(path.read_text("utf-8")))
+
+
+def load_weights(module: torch.nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
+    """Load weights strictly: missing, left-over and misshapen ones are named."""
+    own = module.state_dict()
+    wrong = [
+        *(f"{name} is missing" for name in sorted(own.keys() - tensors.keys())),
+        *(f"{name} is not the model's" for name in sorted(tensors.keys() - own.keys())),
+        *(
+            f"{name} has shape {tuple(tensors[name].shape)}, the model {tuple(own[name].shape)}"
+            for name in sorted(own.keys() & tensors.keys())
+            if own[name].shape != tensors[name].shape
+        ),
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise CheckpointError(f"{source}: weights do not fit the configuration: {'; '.join(wrong[:5])}{more}")
+    module.load_state_dict(tensors)

@@ -1,0 +1,65 @@
+"""The command line `avse`: one file a verb; a verb's heavy imports happen when it runs.
+
+Results go to stdout, logs and progress bars to stderr. Exit status: 0 done, 1 failed, 2 misuse.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+from avse import __version__
+
+VERBS: dict[str, str] = {
+    "demo": "the main job on real pictures: train, compare with baselines, index, search, report",
+    "data": "obtain or make a set of pictures with captions, or check your own",
+    "train": "train a model on pairs of pictures and captions",
+    "evaluate": "measure a model on a split, both directions, with intervals",
+    "index": "make a searchable index of a folder of pictures, or of a file of sentences",
+    "search": "find pictures by a sentence, a picture or both",
+    "recipes": "list the shipped recipes, or print one",
+    "bench": "measure speed on this machine",
+    "info": "show versions and what this machine can do, or what a model or index is",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="avse",
+        description="Image-text retrieval with Asymmetric Visual Semantic Embedding.",
+        epilog="`avse VERB --help` tells the rest.",
+    )
+    parser.add_argument("--version", action="version", version=f"avse {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+    wanted = next((a for a in arguments if not a.startswith("-")), None)
+    for verb, text in VERBS.items():
+        sub = verbs.add_parser(verb, help=text, description=text[0].upper() + text[1:] + ".")
+        if verb == wanted:
+            module = importlib.import_module(f"avse.cli.{verb}")
+            module.add_arguments(sub)
+    args = parser.parse_args(arguments)
+    if args.verb is None:
+        parser.print_help()
+        return 2
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "matplotlib", "accelerate"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        return int(module.run(args))
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        print(f"avse {args.verb}: {_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"avse {args.verb}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__

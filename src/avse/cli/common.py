@@ -1,0 +1,85 @@
+"""Arguments and set-up that several verbs share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from avse.config import Recipe
+    from avse.data import PairDataset
+    from avse.model import AVSE
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """Add --config and --set."""
+    parser.add_argument("--config", metavar="RECIPE", help="a YAML file or a shipped recipe's name (avse recipes)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting, such as train.lr=1e-4"
+    )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add --device."""
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: cuda where there is one, else cpu)")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add --json."""
+    parser.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
+
+
+def add_force(parser: argparse.ArgumentParser) -> None:
+    """Add --force."""
+    parser.add_argument("--force", action="store_true", help="replace what is there")
+
+
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    """Read --config and --set."""
+    from avse.config import load_recipe
+
+    return load_recipe(args.config, args.set)
+
+
+def device_of(args: argparse.Namespace) -> str:
+    """Choose the device; an unknown or absent one is an error."""
+    import torch
+
+    name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name}: not usable here ({str(error).splitlines()[0]}); try --device cpu") from error
+    return name
+
+
+def load_model(folder: str, device: str) -> AVSE:
+    """Load a saved model onto a device."""
+    from avse.model import AVSE
+
+    model = AVSE.from_pretrained(folder)
+    model.to(device)
+    return model
+
+
+def tell(dataset: PairDataset) -> None:
+    """Print what was read and what was left out, on stderr."""
+    import sys
+
+    print(dataset.summary(), file=sys.stderr)
+    for skip in dataset.skipped[:10]:
+        print(f"  left out: {skip.name}: {skip.reason}", file=sys.stderr)
+    if len(dataset.skipped) > 10:
+        print(f"  … and {len(dataset.skipped) - 10} more", file=sys.stderr)
+
+
+def emit(value: Any) -> None:
+    """Print one JSON object on one line."""
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def quiet_threads() -> None:
+    """Keep tokenizers from warning about forked processes."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

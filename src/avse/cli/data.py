@@ -1,0 +1,78 @@
+"""``avse data``: obtain, make and check pictures with captions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+HELP = "obtain open clip art, make scenes, check a data set"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the three kinds of work and their options."""
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="{openclipart,scenes,check}")
+    clip = kinds.add_parser("openclipart", help="real pictures with words from two Debian packages (156 MB)")
+    clip.add_argument("--out", type=Path, default=Path("data/openclipart"), help="folder to make (%(default)s)")
+    clip.add_argument("--size", type=int, default=256, help="side of the pictures in pixels (%(default)s)")
+    clip.add_argument("--debs", type=Path, help="folder that holds openclipart-{svg,png}_*.deb: no network is used")
+    scenes = kinds.add_parser("scenes", help="made pictures of several objects, a caption for each, boxes known")
+    scenes.add_argument("--out", type=Path, required=True, help="folder to make")
+    scenes.add_argument("--count", type=int, default=400, help="number of pictures (%(default)s)")
+    scenes.add_argument("--seed", type=int, default=0, help="same seed, same pictures (%(default)s)")
+    scenes.add_argument("--size", type=int, default=224, help="side of the pictures in pixels (%(default)s)")
+    check = kinds.add_parser("check", help="count a data set by split; list what is skipped and what stands twice")
+    check.add_argument("path", type=Path, help="folder with captions.jsonl or captions.csv, or that file")
+    check.add_argument("--root", type=Path, help="folder of the pictures, where they are not beside the captions")
+    for kind in (clip, scenes):
+        kind.add_argument("--force", action="store_true", help="replace what is in --out")
+    for kind in (clip, scenes, check):
+        kind.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do one kind of work and return 0, or 1 where ``check`` found the data unusable."""
+    if args.kind == "openclipart":
+        from avse.data.openclipart import build_openclipart
+
+        _show(args, build_openclipart(args.out, size=args.size, debs=args.debs, force=args.force))
+        return 0
+    if args.kind == "scenes":
+        from avse.data.scenes import make_scenes
+
+        _show(args, make_scenes(args.out, count=args.count, size=args.size, seed=args.seed, force=args.force))
+        return 0
+    from avse.data.check import check_dataset
+
+    report = check_dataset(args.path, root=args.root)
+    if args.json:
+        print(json.dumps(report, ensure_ascii=False))
+    else:
+        _show_report(report)
+    return 0 if report["ok"] else 1
+
+
+def _show(args: argparse.Namespace, counts: dict[str, Any]) -> None:
+    if args.json:
+        print(json.dumps({"out": str(args.out), **counts}, ensure_ascii=False))
+        return
+    splits = ", ".join(f"{split} {count:,}" for split, count in counts["splits"].items())
+    print(f"{args.out}: {counts['pictures']:,} pictures with {counts['captions']:,} captions ({splits})")
+    if "captions_shared" in counts:
+        print(f"{counts['captions_shared']:.1%} of the captions are those of another picture too")
+    for reason, count in counts.get("skipped", {}).items():
+        print(f"skipped {count:,}: {reason}")
+    if counts.get("skipped"):
+        print(f"each by name in {args.out / 'skipped.json'}")
+
+
+def _show_report(report: dict[str, Any]) -> None:
+    for split, counts in report["splits"].items():
+        print(f"{split}: {counts['images']:,} images, {counts['captions']:,} captions")
+    kinds = {"notes": "note", "skipped": "skipped", "duplicates": "in two splits", "problems": "problem"}
+    for key, what in kinds.items():
+        for item in report[key]:
+            text = item if isinstance(item, str) else f"{item['name']}: {item['reason']}"
+            print(f"{what}: {text}")
+    print("usable" if report["ok"] else "not usable as it is")

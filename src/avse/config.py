@@ -1,0 +1,335 @@
+"""Every setting of avse, its default and its limits; YAML in and out.
+
+A recipe is one YAML file with up to four sections: `model`, `data`, `train`, `eval`. An unknown key is an error that
+suggests the nearest name. Presets are differences against the defaults: the baselines are presets of the same parts.
+This module knows no torch and reads no picture.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class ConfigError(ValueError):
+    """A setting that does not exist, has a wrong type or lies outside its limits."""
+
+
+class Section(BaseModel):
+    """One section of a recipe: unknown keys and wrong types are refused."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, frozen=True)
+
+
+class ImageEncoderConfig(Section):
+    """Which grid encoder reads the pictures and how."""
+
+    source: str = "efficientnet-lite0"
+    """`efficientnet-lite0`, or a local folder of transformers (ViT, Swin, DINOv2, SigLIP vision)."""
+    resolution: int | None = Field(None, ge=16, le=2048)
+    """Side in pixels of the square the encoder sees; None: the encoder's own."""
+    sampling_stage: Literal["input", "output"] = "output"
+    """Sample views before the transformer blocks, or on the last grid."""
+    frozen: bool = True
+    final_norm: bool = True
+    """Tokens after the last LayerNorm; the authors' code takes them before it."""
+    pixels: Literal["encoder", "official"] = "encoder"
+    """The encoder's own mean, std and an antialiased resize; or the authors' resize with ImageNet's mean and std."""
+
+
+class TextEncoderConfig(Section):
+    """Which encoder reads the sentences."""
+
+    source: str = "minilm"
+    """`minilm`, `bigru`, or a local folder of transformers (BERT family)."""
+    max_length: int = Field(64, ge=4, le=4096)
+    """Longest sentence in tokens; longer ones are cut, with a warning."""
+    frozen: bool = True
+    vectors: str | None = "glove"
+    """BiGRU only: `glove` (GloVe 6B 50d) or None for random word vectors."""
+    hidden: int = Field(512, ge=8)
+    """BiGRU only: width of each direction."""
+    min_count: int = Field(1, ge=1)
+    """BiGRU only: words seen less often in the training captions are unknown."""
+
+
+class ModelConfig(Section):
+    """An AVSE model: two encoders, the views, the blocks (letters as in docs/method: V, D, C, P = V·D/C, Q = D/C)."""
+
+    image_encoder: ImageEncoderConfig = ImageEncoderConfig()
+    text_encoder: TextEncoderConfig = TextEncoderConfig()
+    num_views: int = Field(2, ge=1, le=16)
+    """V: views an image. One view keeps every cell."""
+    embed_dim: int = Field(512, ge=8)
+    """D: width of one pooled view and of the text."""
+    block_width: int = Field(256, ge=1)
+    """C: width of a block; must divide D."""
+    keep: float = Field(0.8, gt=0, le=1)
+    """Share of the grid's cells a view keeps, in training and in evaluation."""
+    keep_eval: float | None = Field(None, gt=0, le=1)
+    """Another share in evaluation; None: the same."""
+    count_prefix: bool = False
+    """`official`: K = int(keep·(G+1)), the prefix token counted in, at most G."""
+    alpha: float = Field(4.0, ge=0)
+    """Radial bias: a cell at d cells from the centre is drawn with p ∝ exp(-alpha·d)."""
+    sampling: Literal["gumbel", "nearest", "uniform"] = "gumbel"
+    """How training views are drawn; evaluation always takes the nearest cells around fixed centres."""
+    dropout: float = Field(0.2, ge=0, lt=1)
+    """On the text encoder's output."""
+    image_dropout: float = Field(0.0, ge=0, lt=1)
+    """On the image encoder's output."""
+    masked_batch_norm: bool = True
+    """The text head's batch norm counts real tokens only; the authors' also counts the padding."""
+
+    @model_validator(mode="after")
+    def _blocks_divide(self) -> ModelConfig:
+        if self.embed_dim % self.block_width:
+            near = [c for c in range(1, self.embed_dim + 1) if self.embed_dim % c == 0]
+            best = sorted(near, key=lambda c: abs(c - self.block_width))[:3]
+            raise ValueError(
+                f"block_width {self.block_width} does not divide embed_dim {self.embed_dim}; "
+                f"the nearest widths that do are {', '.join(map(str, best))}"
+            )
+        return self
+
+    @property
+    def num_image_blocks(self) -> int:
+        """P = V·D/C."""
+        return self.num_views * self.embed_dim // self.block_width
+
+    @property
+    def num_text_blocks(self) -> int:
+        """Q = D/C."""
+        return self.embed_dim // self.block_width
+
+
+class DataConfig(Section):
+    """Which pairs to read."""
+
+    source: str | None = None
+    """A folder with captions.jsonl or captions.csv, the caption file itself, or a known set's name."""
+    root: str | None = None
+    """The picture folder, where it is not beside the caption file."""
+    max_train_images: int | None = Field(None, ge=1)
+    """At most so many training pictures, the first by hash of their id."""
+    cache: str = ".cache/avse"
+    """Folder of the grids of frozen encoders."""
+
+
+class TrainConfig(Section):
+    """How a model is trained."""
+
+    epochs: int = Field(25, ge=1)
+    batch_size: int = Field(128, ge=2)
+    lr: float = Field(5e-4, gt=0)
+    """Learning rate of the heads."""
+    encoder_lr: float = Field(5e-5, gt=0)
+    """Learning rate of encoders that are not frozen."""
+    weight_decay: float = Field(1e-4, ge=0)
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    step_epochs: tuple[int, ...] = (15,)
+    """`step`: epochs at whose start the rates are multiplied by step_factor."""
+    step_factor: float = Field(0.1, gt=0, lt=1)
+    warmup_steps: int = Field(0, ge=0)
+    """Steps of linear warm-up of the learning rates."""
+    objective: Literal["hinge", "infonce"] = "hinge"
+    margin: float = Field(0.2, ge=0)
+    score_scale: Literal["sum", "mean"] = "sum"
+    """Objective on S itself, or on S / Q."""
+    hard_negative_start_epoch: int = Field(1, ge=0)
+    """Hinge: epochs before this one use all negatives, then the hardest (0-based)."""
+    infonce_warmup_epochs: int = Field(0, ge=0)
+    """Hinge: the first so many epochs use InfoNCE instead."""
+    temperature: float = Field(0.05, gt=0)
+    learn_temperature: bool = False
+    decorrelation_weight: float = Field(1.0, ge=0)
+    """Weight of L_reg between the views."""
+    decorrelation_form: Literal["correct", "official"] = "correct"
+    off_diagonal_weight: float = Field(0.005, ge=0)
+    """Lambda of L_reg."""
+    clip_norm: float | None = Field(2.0, gt=0)
+    """Gradient norm after unscaling; None: no clipping."""
+    epoch_of: Literal["images", "pairs"] = "images"
+    """An epoch shows each image once with one random caption of its own, or every pair."""
+    size_augment: float = Field(0.0, ge=0, lt=1)
+    """Up to this share of a view's cells is dropped at random (never a prefix token)."""
+    word_augment: bool = False
+    """Words masked, replaced or dropped at 20 % (BERT family, not frozen)."""
+    image_augment: bool = False
+    """Random crop and flip (encoders that read pixels, so never with cached grids)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    max_nan_steps: int = Field(5, ge=0)
+    """Steps in a row with a non-finite loss or gradient that are skipped before training stops with an error."""
+    workers: int = Field(2, ge=0)
+    """Threads that decode pictures."""
+    seed: int = Field(0, ge=0)
+
+
+class EvalConfig(Section):
+    """How a model is measured."""
+
+    batch_size: int = Field(64, ge=1)
+    bootstrap: int = Field(1000, ge=0)
+    """Resamples of the images for the intervals; 0: none."""
+    confidence: float = Field(0.95, gt=0, lt=1)
+
+
+class IndexConfig(Section):
+    """How an index is made."""
+
+    store: Literal["embedded", "memory"] = "embedded"
+    batch_size: int = Field(64, ge=1)
+
+
+class Recipe(Section):
+    """A whole experiment."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    index: IndexConfig = IndexConfig()
+
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "avse": {},
+    # The authors' code: table at the end of docs/method.
+    "official": {
+        "model": {
+            "embed_dim": 1024,
+            "block_width": 256,
+            "keep_eval": 0.9,
+            "count_prefix": True,
+            "sampling": "nearest",
+            "masked_batch_norm": False,
+            "image_encoder": {"sampling_stage": "input", "frozen": False, "final_norm": False, "pixels": "official"},
+            "text_encoder": {"frozen": False},
+        },
+        "train": {
+            "objective": "hinge",
+            "score_scale": "sum",
+            "margin": 0.2,
+            "decorrelation_form": "official",
+            "off_diagonal_weight": 0.0051,
+            "decorrelation_weight": 1.0,
+        },
+    },
+    # Baselines: one view, GPO, cosine.
+    "vse_infinity": {"model": {"num_views": 1, "block_width": "embed_dim"}, "train": {"decorrelation_weight": 0.0}},
+    # As wide as AVSE's image side: D becomes V·D.
+    "vse_infinity_wide": {
+        "model": {"num_views": 1, "embed_dim": "num_views * embed_dim", "block_width": "embed_dim"},
+        "train": {"decorrelation_weight": 0.0},
+    },
+    "infonce": {
+        "model": {"num_views": 1, "block_width": "embed_dim"},
+        "train": {"objective": "infonce", "decorrelation_weight": 0.0},
+    },
+}
+
+
+def apply_preset(recipe: Recipe, name: str) -> Recipe:
+    """Change a recipe into one of `PRESETS`; widths given as words are computed from the recipe's own."""
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}{_nearest(name, list(PRESETS))}")
+    model = recipe.model
+    words = {"embed_dim": model.embed_dim, "num_views * embed_dim": model.num_views * model.embed_dim}
+    changes = {section: dict(values) for section, values in PRESETS[name].items()}
+    widths = changes.get("model", {})
+    for key in ("embed_dim", "block_width"):
+        if isinstance(widths.get(key), str):
+            chosen = widths.get("embed_dim", model.embed_dim)
+            widths[key] = chosen if key == "block_width" else words[widths[key]]
+    return Recipe(**_merge(recipe.model_dump(), changes))
+
+
+def load_recipe(path_or_name: str | Path | None = None, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe from a YAML file or by a shipped recipe's name, then apply `section.key=value` overrides."""
+    values: dict[str, Any] = {}
+    if path_or_name is not None:
+        path = _find_recipe(path_or_name)
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not readable as YAML: {error}") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: expected a mapping of sections, found {type(values).__name__}")
+    for override in overrides or []:
+        key, sep, text = override.partition("=")
+        if not sep:
+            raise ConfigError(f"--set {override!r}: expected section.key=value, such as train.lr=1e-4")
+        tree: Any = yaml.safe_load(text)
+        if isinstance(tree, str):
+            tree = _number(tree)
+        for part in reversed(key.strip().split(".")):
+            tree = {part: tree}
+        values = _merge(values, tree)
+    return parse(Recipe, values)
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("avse") / "recipes"
+    return sorted(p.name[: -len(".yaml")] for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def parse(section: type[Any], values: dict[str, Any]) -> Any:
+    """Build a section from plain values; errors name the key, the value, the limit and the nearest valid name."""
+    try:
+        return section(**values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(section, item) for item in error.errors())) from None
+
+
+def to_yaml(section: BaseModel) -> str:
+    """Write a section as YAML; `parse` reads it back."""
+    return yaml.safe_dump(section.model_dump(mode="json"), sort_keys=False)
+
+
+def _explain(section: type[BaseModel], item: Any) -> str:
+    location = [str(part) for part in item["loc"]]
+    where = ".".join(location) or section.__name__
+    if item["type"] == "extra_forbidden":
+        owner: Any = section
+        for part in location[:-1]:
+            owner = owner.model_fields[part].annotation
+        return f"unknown key {where!r}{_nearest(location[-1], list(owner.model_fields))}"
+    if item["type"] == "value_error":
+        return f"{where}: {item['ctx']['error']}"
+    return f"{where}: {item['msg']}, got {item['input']!r}"
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(names))}"
+
+
+def _find_recipe(path_or_name: str | Path) -> Path:
+    path = Path(path_or_name)
+    if path.is_file():
+        return path
+    shipped = Path(str(resources.files("avse") / "recipes" / f"{path_or_name}.yaml"))
+    if path.suffix == "" and shipped.is_file():
+        return shipped
+    raise ConfigError(f"no recipe {str(path_or_name)!r}: neither a file nor one of {', '.join(shipped_recipes())}")
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _number(text: str) -> Any:
+    """Read `1e-4`, which YAML 1.1 takes for a word."""
+    try:
+        return float(text)
+    except ValueError:
+        return text

@@ -1,0 +1,146 @@
+"""Pairs of pictures and sentences, one split of them: what every trainer, evaluation and demo takes.
+
+Knows neither files of captions nor encoders: paths, texts and which text belongs to which picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Something that was left out: its name and why; reasons of one kind share what stands before the colon."""
+
+    name: str
+    reason: str
+
+    @property
+    def kind(self) -> str:
+        """The reason without its particulars, for counts."""
+        return self.reason.split(":")[0]
+
+
+@dataclass(frozen=True)
+class PairDataset:
+    """One split: N images with their M captions.
+
+    Attributes:
+        name: What the data set is called in tables.
+        split: The split's name; "all" for all of them.
+        root: The folder that the image ids are relative to.
+        image_ids: N distinct ids: the picture's path relative to ``root``, with forward slashes.
+        image_paths: N paths, in the order of ``image_ids``.
+        captions: M texts; the captions of one image stand together.
+        text_to_image: (M,) int64, for each caption the position of its image.
+        skipped: What was left out, and why.
+        records: N, the further fields of the image's line (title, tags, parts with boxes, ...).
+        notes: What was decided while loading, for `summary`.
+    """
+
+    name: str
+    split: str
+    root: Path
+    image_ids: tuple[str, ...]
+    image_paths: tuple[Path, ...]
+    captions: tuple[str, ...]
+    text_to_image: NDArray[np.int64]
+    skipped: tuple[Skip, ...]
+    records: tuple[dict[str, Any], ...]
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse fields that do not fit one another.
+
+        Raises:
+            ValueError: Lengths that disagree, an id twice, or a caption of an image that is not there.
+        """
+        images, texts = len(self.image_ids), len(self.captions)
+        if not images == len(self.image_paths) == len(self.records) or texts != len(self.text_to_image):
+            raise ValueError(
+                f"{images} ids, {len(self.image_paths)} paths, {len(self.records)} records; "
+                f"{texts} captions, {len(self.text_to_image)} positions: each group must agree"
+            )
+        if len(set(self.image_ids)) != images:
+            twice = Counter(self.image_ids).most_common(1)[0][0]
+            raise ValueError(f"image id {twice!r} stands twice")
+        if texts and not (0 <= self.text_to_image.min() and self.text_to_image.max() < images):
+            raise ValueError(f"text_to_image must lie in 0..{images - 1}, found {self.text_to_image.max()}")
+
+    @property
+    def num_images(self) -> int:
+        """N."""
+        return len(self.image_ids)
+
+    @property
+    def num_pairs(self) -> int:
+        """M, the number of captions."""
+        return len(self.captions)
+
+    @cached_property
+    def _texts_of(self) -> tuple[tuple[int, ...], ...]:
+        texts: list[list[int]] = [[] for _ in self.image_ids]
+        for text, image in enumerate(self.text_to_image.tolist()):
+            texts[image].append(text)
+        return tuple(map(tuple, texts))
+
+    def captions_of(self, i: int) -> tuple[str, ...]:
+        """Return the captions of image ``i``."""
+        return tuple(self.captions[text] for text in self._texts_of[i])
+
+    def subset(self, indices: Sequence[int]) -> PairDataset:
+        """Return the images at ``indices``, in that order, with their captions.
+
+        Raises:
+            ValueError: An index twice.
+            IndexError: An index out of range.
+        """
+        chosen = [range(self.num_images)[int(i)] for i in indices]
+        texts = [self._texts_of[i] for i in chosen]
+        owners = [position for position, of_image in enumerate(texts) for _ in of_image]
+        return replace(
+            self,
+            image_ids=tuple(self.image_ids[i] for i in chosen),
+            image_paths=tuple(self.image_paths[i] for i in chosen),
+            captions=tuple(self.captions[text] for of_image in texts for text in of_image),
+            text_to_image=np.array(owners, np.int64),
+            records=tuple(self.records[i] for i in chosen),
+        )
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of ids and captions, in order; pictures' contents are not part of it."""
+        digest = hashlib.sha256()
+        for i, image_id in enumerate(self.image_ids):
+            for part in (image_id, *self.captions_of(i)):
+                data = part.encode()
+                digest.update(len(data).to_bytes(8, "little") + data)
+            digest.update(b"\xff" * 8)
+        return digest.hexdigest()
+
+    def summary(self) -> str:
+        """Return the counts in a few lines: images, captions, what was skipped and why."""
+        lines = [f"{self.name} ({self.split}): {self.num_images:,} images, {self.num_pairs:,} captions"]
+        lines += self.notes
+        lines += [f"skipped {n:,}: {kind}" for kind, n in Counter(skip.kind for skip in self.skipped).most_common()]
+        return "\n".join(lines)
+
+
+def split_by_hash(name: str) -> str:
+    """Return the split of a name for good: by its SHA-256, 80 / 10 / 10 % train / val / test.
+
+    >>> split_by_hash("a.jpg") == split_by_hash("a.jpg")
+    True
+    """
+    share = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+    return "train" if share < 0.8 else "val" if share < 0.9 else "test"

@@ -1,0 +1,307 @@
+"""What every encoder is: tokens out, a description that rebuilds it, a fingerprint, frozen or not.
+
+Knows torch and how to load packaged weights and transformers folders safely; no architecture, training or data set.
+The weights of a saved model are in the model's safetensors, not in an encoder's folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from avse import files
+from avse.config import ImageEncoderConfig, TextEncoderConfig
+from avse.images import ImageSource, PixelSpec, read_image, to_pixels
+
+DESCRIPTION = "encoder.json"
+_VOLATILE = ("_name_or_path", "transformers_version", "architectures", "dtype")
+_E = TypeVar("_E", bound="Encoder")
+
+
+class EncoderError(ValueError):
+    """An encoder cannot be built or used as asked; the message names the value, the limit and the way out."""
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Sentences as numbers.
+
+    Attributes:
+        input_ids: (B, L) int64, padded to the longest sentence of the batch.
+        attention_mask: (B, L) int64, 1 on tokens, 0 on padding; at least one token a row.
+        truncated: (B,) bool, sentences that were cut at the encoder's max_length.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    truncated: Tensor
+
+
+class Encoder(nn.Module):
+    """What image and text encoders share; W is `width`, the channels of a token."""
+
+    kind: ClassVar[str]
+    _kinds: ClassVar[dict[str, Any]] = {}
+    settings: ImageEncoderConfig | TextEncoderConfig
+    frozen: bool
+    width: int
+
+    def __init_subclass__(cls, *, kind: str = "", **kwargs: Any) -> None:
+        """Register an architecture under the name that saved models use."""
+        super().__init_subclass__(**kwargs)
+        if kind:
+            cls.kind, Encoder._kinds[kind] = kind, cls
+
+    def _settle(self, unused: Sequence[str] = ()) -> None:
+        """Keep unused parameters, or all of a frozen encoder, out of training; start in evaluation mode."""
+        for name, parameter in self.named_parameters():
+            if self.frozen or set(name.split(".")) & set(unused):
+                parameter.requires_grad_(False)
+        self.train(False)
+
+    def train(self: _E, mode: bool = True) -> _E:
+        """Switch the mode; a frozen encoder stays in evaluation mode."""
+        super().train(mode and not self.frozen)
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        """Return what shapes the output besides the weights, as JSON can say it."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 (hex) over description and weights: equal fingerprints give equal tokens."""
+        digest = hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(np.ascontiguousarray(value.detach().cpu().numpy()).data)
+        return digest.hexdigest()
+
+    def save(self, folder: str | Path) -> None:
+        """Write what rebuilds the encoder offline without its weights."""
+        values = {"kind": self.kind, "settings": self.settings.model_dump(mode="json"), **self._facts()}
+        files.write_json(Path(folder) / DESCRIPTION, values)
+
+    @classmethod
+    def from_saved(cls: type[_E], folder: str | Path) -> _E:
+        """Rebuild a saved encoder with random weights (EncoderError where there is none of this side)."""
+        path = Path(folder) / DESCRIPTION
+        data = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        known = {name: kind for name, kind in Encoder._kinds.items() if issubclass(kind, cls)}
+        if data.get("kind") not in known:
+            found = f"kind {data['kind']!r}" if data else "no such file"
+            raise EncoderError(f"{path}: {found}, expected one of {', '.join(sorted(known))}")
+        rebuilt: _E = known[data["kind"]]._rebuild(Path(folder), data)
+        return rebuilt
+
+    @classmethod
+    def _rebuild(cls: type[_E], folder: Path, data: dict[str, Any]) -> _E:
+        raise NotImplementedError
+
+    def _facts(self) -> dict[str, Any]:
+        return {}
+
+
+class ImageEncoder(Encoder):
+    """Pixels to grid tokens.
+
+    Attributes:
+        pixels: How it wants its pixels.
+        num_prefix: Tokens before the grid (CLS, registers).
+        grid: (h, w) cells, row-major after the prefix; G = h·w.
+        stages: Where views can be sampled: "output", and "input" for a stack of blocks over all tokens.
+    """
+
+    settings: ImageEncoderConfig
+
+    def __init__(
+        self, settings: ImageEncoderConfig, pixels: PixelSpec, *, grid: tuple[int, int], num_prefix: int, no_input: str
+    ) -> None:
+        """Keep the facts; ``no_input`` says why views cannot be sampled before the blocks, "" where they can."""
+        super().__init__()
+        self.settings, self.pixels, self.frozen = settings, pixels, settings.frozen
+        self.grid, self.num_prefix, self._no_input = grid, num_prefix, no_input
+        self.stages = frozenset({"output"} if no_input else {"input", "output"})
+        if settings.sampling_stage not in self.stages:
+            raise self._refusal()
+
+    def load_pixels(self, source: ImageSource) -> NDArray[np.float32]:
+        """Read one picture into (3, H, W) float32 pixels; ImageError where it cannot be read.
+
+        A large JPEG is decoded at a reduced size, never below twice the size needed.
+        """
+        draft = None if self.pixels.method == "official" else (2 * self.pixels.size[0], 2 * self.pixels.size[1])
+        return to_pixels(read_image(source, draft=draft), self.pixels)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Encode pixels (B, 3, H, W) into tokens (B, num_prefix + G, W), prefix first."""
+        raise NotImplementedError
+
+    def forward_views(self, pixel_values: Tensor, patch_indices: Tensor) -> Tensor:
+        """Encode views of which only some cells are seen.
+
+        Args:
+            pixel_values: (B, 3, H, W).
+            patch_indices: (B, V, K) int64 cells 0..G-1; prefix tokens are kept in every view.
+
+        Returns:
+            (B, V, num_prefix + K, W), the cells in the order of ``patch_indices``.
+
+        Raises:
+            EncoderError: "input" is not among the stages, or shapes or cells do not fit.
+        """
+        raise self._refusal()
+
+    def _refusal(self) -> EncoderError:
+        return EncoderError(
+            f"image encoder {self.settings.source!r} cannot sample views at sampling_stage 'input': {self._no_input}; "
+            "use 'output'"
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        return {"pixels": asdict(self.pixels)}
+
+    def _check_pixels(self, pixel_values: Tensor) -> None:
+        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != (3, *self.pixels.size):
+            height, width = self.pixels.size
+            raise EncoderError(f"pixel_values {tuple(pixel_values.shape)}: expected (B, 3, {height}, {width})")
+
+
+class TextEncoder(Encoder):
+    """Sentences to tokens.
+
+    Attributes:
+        max_length: Longest sentence in tokens, special tokens counted.
+        pad_id: Number of the padding token.
+        can_augment: `augment` works (there is a mask token).
+    """
+
+    settings: TextEncoderConfig
+    max_length: int
+    pad_id: int
+    can_augment: bool = False
+
+    def tokenize(self, texts: Sequence[str]) -> TokenBatch:
+        """Turn sentences into numbers; an empty sentence is valid, an empty batch (ValueError) is not."""
+        raise NotImplementedError
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Encode (B, L) ids into tokens (B, L, W); rows at padding positions mean nothing."""
+        raise NotImplementedError
+
+    def augment(self, input_ids: Tensor, attention_mask: Tensor, generator: torch.Generator) -> TokenBatch:
+        """Mask, replace or drop words in training; EncoderError where ``can_augment`` is False."""
+        raise EncoderError(f"text encoder {self.settings.source!r} has no mask token: set word_augment to false")
+
+
+def check_texts(texts: Sequence[str]) -> list[str]:
+    """Return the sentences as a list; a lone string, an empty batch or another type is an error that says so."""
+    if isinstance(texts, str):
+        raise TypeError(f"a list of sentences is wanted, got the string {texts[:40]!r}: put it in a list")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"sentence {index} is {type(text).__name__}, not a string")
+    if not texts:
+        raise ValueError("no sentences: a batch needs at least one")
+    return list(texts)
+
+
+def saved_pixels(data: dict[str, Any]) -> PixelSpec:
+    """Return the pixel recipe of a saved description."""
+    values = data["pixels"]
+    return PixelSpec(tuple(values["size"]), tuple(values["mean"]), tuple(values["std"]), values["method"])
+
+
+def packaged_file(package: str, name: str, sha256: str, pip: str) -> Path:
+    """Return a weight file inside an installed package, which is not imported; its digest must be the known one."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise EncoderError(f"package {package!r} is not installed: pip install {pip}")
+    path = Path(spec.origin).parent / name
+    found = f"sha256 {files.sha256(path)}" if path.is_file() else "no such file"
+    if found != f"sha256 {sha256}":
+        raise EncoderError(f"{path}: {found}, expected sha256 {sha256}; pip install --force-reinstall {pip}")
+    return path
+
+
+def transformer_config(folder: Path) -> Any:
+    """Return the transformers configuration of a local folder; no network, no code from the folder."""
+    from transformers import AutoConfig
+
+    if not (folder / "config.json").is_file():
+        found = "holds no config.json" if folder.is_dir() else "is no folder"
+        raise EncoderError(
+            f"{folder} {found}: an encoder is a local transformers folder with config.json and model.safetensors"
+        )
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def plain_config(config: Any) -> dict[str, Any]:
+    """Return a transformers configuration without what differs between equal models (paths, versions)."""
+    return {name: value for name, value in json.loads(config.to_json_string(False)).items() if name not in _VOLATILE}
+
+
+def random_transformer(folder: Path) -> Any:
+    """Build the model that a folder's config.json describes, in float32 with random weights."""
+    from transformers import AutoModel
+
+    return AutoModel.from_config(transformer_config(folder), dtype=torch.float32, trust_remote_code=False)
+
+
+def load_transformer(folder: Path, *, part: str = "", unused: tuple[str, ...] = ("pooler",)) -> Any:
+    """Load a folder's safetensors in float32, complete or not at all.
+
+    Args:
+        folder: A local transformers folder.
+        part: Prefix of the weights that matter, such as "vision_model." of a dual encoder.
+        unused: Parts that may be missing because they are not used.
+
+    Raises:
+        EncoderError: No safetensors, a damaged file, or weights missing or of another shape; it names them.
+    """
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    if not any(folder.glob("*.safetensors")):
+        found = ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".h5")))
+        raise EncoderError(
+            f"{folder}: no *.safetensors (found {found or 'no weights'}); pickled weights are not loaded: where you "
+            "trust them, convert them once with transformers' from_pretrained(...).save_pretrained(folder)"
+        )
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # its report of unexpected weights; what matters of it is raised below
+    logging.disable_progress_bar()
+    try:
+        model, info = AutoModel.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise EncoderError(f"{folder}: the weights cannot be loaded: {error}") from error
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
+    names = [name[len(part) :] for name in sorted(info["missing_keys"]) if name.startswith(part)]
+    missing = [name for name in names if name.split(".")[0] not in unused]
+    if missing:
+        more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
+        raise EncoderError(
+            f"{folder}: {len(missing)} weights are missing and would stay random: {', '.join(missing[:8])}{more}; "
+            "take a complete checkpoint of this architecture"
+        )
+    return model

@@ -1,0 +1,197 @@
+"""Files that are whole or not there: atomic writes, folder replacement and SHA-256 manifests.
+
+Knows nothing of models, pictures or indexes. Every write goes to a temporary file in the same folder, is flushed to the
+disk and then renamed, so a crash or a full disk leaves the former file as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+MANIFEST = "manifest.json"
+_CHUNK = 1 << 20
+
+
+class ManifestError(ValueError):
+    """A folder is not what its manifest says; ``file`` is the path, ``expected`` and ``found`` are what disagrees."""
+
+    def __init__(self, file: str | Path, expected: str, found: str) -> None:
+        """Keep the three facts; they are also the arguments, so that the error survives pickling."""
+        super().__init__(str(file), expected, found)
+        self.file, self.expected, self.found = str(file), expected, found
+
+    def __str__(self) -> str:
+        """Say the file and the two values that disagree."""
+        return f"{self.file}: expected {self.expected}, found {self.found}"
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` atomically; missing parent folders are made.
+
+    Raises:
+        OSError: The disk refused (full, read-only, ...); it names ``path``, whose former content is untouched.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
+    try:
+        _write_synced(temporary, data)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, f"{error.strerror or error}, the file is as it was before", str(path)) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` as UTF-8 to ``path`` atomically; errors as in `write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: str | Path, obj: Any) -> None:  # noqa: ANN401 - anything JSON can say
+    """Write ``obj`` as indented JSON to ``path`` atomically; errors as in `write_bytes`.
+
+    Raises:
+        ValueError: ``obj`` holds NaN or an infinity, which JSON cannot say.
+        TypeError: ``obj`` holds something else that JSON cannot say.
+    """
+    write_text(path, json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sha256(path: str | Path) -> str:
+    """Return the SHA-256 of the file's content as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def former_folder(final: str | Path) -> Path:
+    """Return where `replace_folder` keeps the former ``final`` while it is being replaced."""
+    final = Path(final)
+    return final.with_name(f".{final.name}.former")
+
+
+def replace_folder(temporary: str | Path, final: str | Path) -> None:
+    """Put the finished folder ``temporary`` in the place of ``final``; both lie on one file system.
+
+    All files are flushed to the disk first. Where ``final`` exists there is one moment, between two renames, in which a
+    crash leaves no ``final``: the former one then lies, whole, at `former_folder`, and `verify_manifest` says so.
+
+    Raises:
+        OSError: A rename failed; the former ``final`` is back in its place.
+    """
+    temporary, final, former = Path(temporary), Path(final), former_folder(final)
+    for folder, _, names in os.walk(temporary):
+        for name in names:
+            _sync(Path(folder, name))
+        sync_folder(folder)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    if final.exists():
+        shutil.rmtree(former, ignore_errors=True)
+        os.rename(final, former)
+    try:
+        os.rename(temporary, final)
+    except OSError:
+        if former.exists() and not final.exists():
+            os.rename(former, final)
+        raise
+    sync_folder(final.parent)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def write_manifest(folder: str | Path, extra: dict[str, Any] | None = None) -> None:
+    """Write ``folder/manifest.json`` with size and SHA-256 of every other file in it; call it last.
+
+    The content is ``{"files": {relative posix path: {"sha256", "bytes"}}, **extra}``.
+
+    Raises:
+        ValueError: ``extra`` has a key "files".
+    """
+    folder = Path(folder)
+    if extra and "files" in extra:
+        raise ValueError('the manifest keeps "files" for itself: give the extra value another key')
+    files = {p: {"sha256": sha256(folder / p), "bytes": (folder / p).stat().st_size} for p in _listed(folder)}
+    write_json(folder / MANIFEST, {"files": files, **(extra or {})})
+
+
+def verify_manifest(folder: str | Path) -> dict[str, Any]:
+    """Return the manifest of ``folder`` after every file in it was found, with its size and its digest.
+
+    Files the manifest does not list are let be.
+
+    Raises:
+        ManifestError: No manifest, one that is not JSON, or a file that is missing, of another size or another content.
+    """
+    folder = Path(folder)
+    manifest = _read_manifest(folder)
+    for name, facts in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise ManifestError(path, f"a file of {facts['bytes']} bytes", "no such file")
+        if (size := path.stat().st_size) != facts["bytes"]:
+            raise ManifestError(path, f"{facts['bytes']} bytes", f"{size} bytes")
+        if (digest := sha256(path)) != facts["sha256"]:
+            raise ManifestError(path, f"sha256 {facts['sha256']}", f"sha256 {digest}")
+    return manifest
+
+
+def sync_folder(folder: str | Path) -> None:
+    """Flush the folder's own entries (names, renames) to the disk where the system can."""
+    if os.name == "posix":
+        _sync(Path(folder))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(handle, view[: 1 << 30]) :]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _listed(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and (name := path.relative_to(folder).as_posix()) != MANIFEST:
+            yield name
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path, former = folder / MANIFEST, former_folder(folder)
+    if not path.is_file():
+        kept = f"; its former state is whole at {former}: rename it back" if former.exists() else ""
+        raise ManifestError(path, "a manifest", "no such file" + kept)
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+        for name, facts in manifest["files"].items():
+            pure = PurePosixPath(name)
+            if pure.is_absolute() or ".." in pure.parts:
+                raise ManifestError(path, "paths inside the folder", name)
+            if not isinstance(facts["sha256"], str) or not isinstance(facts["bytes"], int):
+                raise TypeError(name)
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise ManifestError(path, "a manifest with size and sha256 of each file", found) from error
+    return dict(manifest)

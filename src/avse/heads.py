@@ -1,0 +1,101 @@
+"""The two heads between an encoder's tokens and pooled vectors (method, section 2). Know tokens, no encoder, no blocks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from avse.pooling import GPO
+
+
+class ImageHead(nn.Module):
+    """Linear W→D and GPO: the cells of a view become one vector.
+
+    Args:
+        width: W of the image encoder.
+        embed_dim: D.
+        dropout: on the tokens.
+    """
+
+    def __init__(self, width: int, embed_dim: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.project = _linear(width, embed_dim)
+        self.pool = GPO()
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Pool tokens (B, K, W), with an optional mask (B, K) of valid ones -> (B, D)."""
+        return self.pool(self.project(self.dropout(tokens)), mask)
+
+    def forward_views(self, tokens: Tensor, views: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Pool several views of one grid; every token is projected once.
+
+        Args:
+            tokens: (B, G, W).
+            views: (B, V, K) int64 indices into G.
+            mask: (B, G) True where a token is valid.
+
+        Returns:
+            (B, V, D).
+        """
+        batch, count, keep = views.shape
+        projected = self.project(self.dropout(tokens))
+        index = views.reshape(batch, count * keep)
+        chosen = projected.gather(1, index[..., None].expand(-1, -1, projected.shape[2]))
+        valid = None if mask is None else mask.gather(1, index).reshape(batch * count, keep)
+        return self.pool(chosen.reshape(batch * count, keep, -1), valid).reshape(batch, count, -1)
+
+
+class TextHead(nn.Module):
+    """Linear(W→D) plus a two-layer MLP residual, GPO over the valid tokens, LayerNorm.
+
+    Args:
+        width: W of the text encoder.
+        embed_dim: D.
+        dropout: on the tokens.
+        masked_batch_norm: the batch norm counts valid tokens only; False counts the padding too, as the authors do.
+    """
+
+    def __init__(self, width: int, embed_dim: int, dropout: float = 0.2, masked_batch_norm: bool = True) -> None:
+        super().__init__()
+        self.masked_batch_norm = masked_batch_norm
+        self.dropout = nn.Dropout(dropout)
+        self.project = _linear(width, embed_dim)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, embed_dim // 2),
+            nn.BatchNorm1d(embed_dim // 2),
+            nn.ReLU(),
+            nn.Linear(embed_dim // 2, embed_dim),
+        )
+        self.pool = GPO()
+        self.norm = nn.LayerNorm(embed_dim)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Pool tokens (B, L, W) under a mask (B, L), non-zero where a token is valid -> (B, D)."""
+        valid = mask.bool()
+        tokens = self.dropout(tokens)
+        chosen = tokens[valid] if self.masked_batch_norm else tokens.flatten(0, 1)
+        features = self.project(chosen) + self.mlp(chosen)
+        if self.masked_batch_norm:
+            packed, features = features, features.new_zeros(*valid.shape, features.shape[-1])
+            features[valid] = packed
+        else:
+            features = features.reshape(*valid.shape, -1)
+        return self.norm(self.pool(features, valid))
+
+
+def _linear(width: int, embed_dim: int) -> nn.Linear:
+    layer = nn.Linear(width, embed_dim)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def unit_blocks(pooled: Tensor, block_width: int) -> Tensor:
+    """Cut pooled vectors into unit blocks: (B, D) -> (B, D/C, C), or views (B, V, D) -> (B, V·D/C, C).
+
+    >>> unit_blocks(torch.tensor([[3.0, 4.0, 0.0, 2.0]]), 2).round(decimals=2).tolist()
+    [[[0.6, 0.8], [0.0, 1.0]]]
+    """
+    blocks = pooled.reshape(len(pooled), -1, block_width)
+    return nn.functional.normalize(blocks.float(), dim=-1)

@@ -1,0 +1,238 @@
+"""The one safe way to read a picture and to turn it into the pixels an encoder wants.
+
+Knows Pillow and numpy, no torch and no encoder. Colour profiles are not applied. Formats that start other programs
+(EPS) or hold no grid of pixels (SVG) are refused.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_PIXELS = 100_000_000
+FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "TGA", "ICO", "JPEG2000", "AVIF", "HEIF")
+SUFFIXES = frozenset(".jpg .jpeg .png .gif .bmp .webp .tif .tiff .ppm .pgm .jp2 .avif".split())
+
+ImageSource = str | Path | bytes | Image.Image | NDArray[Any]
+
+
+class ImageError(ValueError):
+    """A picture cannot be used; ``name`` says which one, ``reason`` why."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        """Keep both; they are also the arguments, so that the error survives pickling."""
+        super().__init__(name, reason)
+        self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        """Say ``name: reason``."""
+        return f"{self.name}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class PixelSpec:
+    """How an encoder wants its pixels.
+
+    Attributes:
+        size: (height, width) in pixels; pictures are squashed to it, whatever their shape.
+        mean: One number a channel (R, G, B), in units of pixels in [0, 1].
+        std: The same; pixels become (pixel - mean) / std.
+        method: ``pillow`` resizes with antialiased bicubic on bytes; ``official`` as the AVSE authors do: bilinear with
+            half-pixel centres, no antialiasing, no rounding to bytes.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    method: Literal["pillow", "official"] = "pillow"
+
+
+def read_image(
+    source: ImageSource, *, max_pixels: int = MAX_PIXELS, draft: tuple[int, int] | None = None
+) -> Image.Image:
+    """Return the picture as upright 8-bit RGB, transparency composed on white; the source itself is left alone.
+
+    Animations give their first frame, 16-bit pictures are scaled to 8 bits, CMYK and grey ones converted. Float
+    pictures and arrays hold values in [0, 1], integer pictures of 32 bits values of 16.
+
+    Args:
+        source: A path, the bytes of a file, a Pillow image, or an array (H, W, 3) or (H, W), uint8 or float in [0, 1].
+        max_pixels: Width times height above this is refused from the header, before decoding.
+        draft: (height, width) that is enough: a JPEG may be decoded smaller, but not below it (a third of the time).
+
+    Raises:
+        ImageError: No such file, no picture, truncated, too large, or an array of another kind; it names the source.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, Image.Image):
+        name = getattr(source, "filename", "") or f"image {source.mode} {source.size}"
+        return _to_rgb(source, name, max_pixels)
+    opened, name = _open(source, max_pixels)
+    with opened:
+        if draft is not None:
+            opened.draft(None, (max(draft), max(draft)))
+        return _to_rgb(opened, name, max_pixels)
+
+
+def check_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> None:
+    """Read the header of a picture and no more: a truncated file may pass.
+
+    Raises:
+        ImageError: As `read_image` does for what the header can tell.
+    """
+    _open(Path(path), max_pixels)[0].close()
+
+
+def to_pixels(image: Image.Image, spec: PixelSpec) -> NDArray[np.float32]:
+    """Return the pixels of an RGB image as ``spec`` wants them: float32 (3, H, W), (pixel - mean) / std.
+
+    Raises:
+        ValueError: The image is not RGB: pass it through `read_image`.
+    """
+    if image.mode != "RGB":
+        raise ValueError(f"an RGB image is wanted, this one is {image.mode}: pass it through read_image")
+    height, width = spec.size
+    if spec.method == "official":
+        pixels = _bilinear(np.asarray(image, np.float32), height, width)
+    else:
+        resized = image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
+        pixels = np.asarray(resized, np.float32)
+    scaled = (pixels / np.float32(255) - np.array(spec.mean, np.float32)) / np.array(spec.std, np.float32)
+    return np.ascontiguousarray(scaled.transpose(2, 0, 1), np.float32)
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """Return the pictures below ``folder`` by their suffixes, sorted; hidden files and folders are ignored.
+
+    Symbolic links to folders are not followed, those to files only where they stay inside ``folder``.
+
+    Raises:
+        NotADirectoryError: ``folder`` is not a folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is not a folder" if folder.exists() else f"{folder}: no such folder")
+    root, found = folder.resolve(), []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(parent, name)
+            if name.startswith(".") or path.suffix.lower() not in SUFFIXES or not path.is_file():
+                continue
+            if not path.is_symlink() or path.resolve().is_relative_to(root):
+                found.append(path)
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _open(source: str | Path | bytes, max_pixels: int) -> tuple[Image.Image, str]:
+    if isinstance(source, bytes):
+        name, size = f"{len(source)} bytes", len(source)
+    else:
+        source, name = Path(source), str(source)
+        if not source.is_file():
+            raise ImageError(name, "no file but a folder or device" if source.exists() else "no such file")
+        size = source.stat().st_size
+    if size == 0:
+        raise ImageError(name, "empty (0 bytes)")
+    Image.init()
+    try:
+        known = [kind for kind in FORMATS if kind in Image.OPEN]
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=known)
+    except UnidentifiedImageError as error:
+        raise ImageError(name, "no picture of a known format") from error
+    except Image.DecompressionBombError as error:
+        pixels = int((re.findall(r"\d+", str(error)) or ["0"])[0])
+        raise ImageError(name, _too_large(pixels, max_pixels)) from error
+    except Exception as error:  # decoders raise anything on damaged files
+        raise ImageError(name, f"unreadable: {type(error).__name__}, {error}") from error
+    try:
+        _check_size(image, name, max_pixels)
+    except ImageError:
+        image.close()
+        raise
+    return image, name
+
+
+def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
+    pixels = image.width * image.height
+    if pixels > max_pixels or pixels == 0:
+        raise ImageError(name, _too_large(pixels, max_pixels) if pixels else f"no pixels: size {image.size}")
+
+
+def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+    _check_size(image, name, max_pixels)
+    try:
+        image.load()
+        upright = _upright(image)
+        if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
+            return _from_deep(upright, name)
+        if upright.has_transparency_data:
+            upright = upright.convert("RGBA")
+            white = Image.new("RGBA", upright.size, (255, 255, 255, 255))
+            return Image.alpha_composite(white, upright).convert("RGB")
+        return upright.convert("RGB")
+    except ImageError:
+        raise
+    except Exception as error:  # decoders raise anything on damaged files
+        raise ImageError(name, f"unreadable: {type(error).__name__}, {error}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a damaged EXIF block says nothing about the pixels
+        return image.copy()
+
+
+def _from_deep(image: Image.Image, name: str) -> Image.Image:
+    values = np.asarray(image)
+    low, high, top = float(values.min()), float(values.max()), 1.0 if image.mode == "F" else 65535.0
+    if not 0 <= low <= high <= top:
+        reason = f"values from {low:g} to {high:g} where 0 to {top:g} are understood; convert it to 8 bits"
+        raise ImageError(name, reason)
+    grey = np.rint(values * (255.0 / top)).astype(np.uint8)
+    if isinstance(key := image.info.get("transparency"), int):
+        grey[values == key] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _from_array(array: NDArray[Any]) -> Image.Image:
+    name = f"array {array.shape} {array.dtype}"
+    if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[2] != 3):
+        raise ImageError(name, "an array (H, W, 3) or (H, W) is wanted")
+    if np.issubdtype(array.dtype, np.floating):
+        low, high = float(array.min()), float(array.max())
+        if not 0 <= low <= high <= 1:
+            raise ImageError(name, f"values from {low:g} to {high:g} where float arrays hold 0 to 1")
+        array = np.rint(array * 255.0).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise ImageError(name, "uint8 or float in [0, 1] is wanted")
+    return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
+
+
+def _too_large(pixels: int, max_pixels: int) -> str:
+    cap = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
+    return f"too large: {pixels:,} pixels, more than the {cap:,} that are decoded; scale it down first"
+
+
+def _bilinear(pixels: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    low, high, weight = _taps(pixels.shape[0], height)
+    rows = pixels[low] * (1 - weight)[:, None, None] + pixels[high] * weight[:, None, None]
+    low, high, weight = _taps(pixels.shape[1], width)
+    return (rows[:, low] * (1 - weight)[:, None] + rows[:, high] * weight[:, None]).astype(np.float32, copy=False)
+
+
+def _taps(old: int, new: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    centres = (np.arange(new) + 0.5) * (old / new) - 0.5
+    low = np.floor(centres)
+    indices = [np.clip(low + step, 0, old - 1).astype(np.int64) for step in (0, 1)]
+    return indices[0], indices[1], (centres - low).astype(np.float32)

@@ -1,0 +1,56 @@
+"""An index and its model: found by its folder, loaded when a query first needs it, refused if it is another.
+
+The one late binding upwards: ``avse.model:AVSE.from_pretrained`` is looked up by name, so that opening an index stays
+free of torch and the index knows a model only as an `Encoder`.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from pathlib import Path
+
+from avse.index.contract import Encoder
+from avse.index.manifest import Manifest
+
+
+def load_encoder(folder: str | Path) -> Encoder:
+    """Open a saved model.
+
+    Raises:
+        ValueError: No such folder.
+    """
+    if not Path(folder).is_dir():
+        raise ValueError(f"{folder}: no such model folder; give it as model= / --model DIR")
+    encoder: Encoder = pkgutil.resolve_name("avse.model:AVSE.from_pretrained")(str(folder))
+    return encoder
+
+
+def check_model(path: Path, manifest: Manifest, model: Encoder) -> Encoder:
+    """Return ``model`` if it is the one the index at ``path`` was made with.
+
+    Raises:
+        ValueError: It is not; the message holds both fingerprints.
+    """
+    if model.fingerprint != manifest.fingerprint:
+        raise ValueError(
+            f"{path} was made with the model of fingerprint {manifest.fingerprint} (folder {manifest.model}), this one "
+            f"({model.folder}) has {model.fingerprint}: give the former as model= / --model, or make the index anew "
+            "with force=True / --force"
+        )
+    return model
+
+
+def find_encoder(path: Path, manifest: Manifest, given: Path | None) -> Encoder:
+    """Load the model of the index at ``path`` from the folder given, else from the one the index remembers.
+
+    Raises:
+        ValueError: No such folder, or another model in it.
+    """
+    folder = given or (None if manifest.model is None else (path.resolve() / manifest.model).resolve())
+    if folder is None or not folder.is_dir():
+        why = "its model was never saved" if folder is None else f"there is no model folder {folder}"
+        raise ValueError(
+            f"{path}: {why}: give its model as model= / --model DIR; without one only embedding= works "
+            f"(fingerprint {manifest.fingerprint})"
+        )
+    return check_model(path, manifest, load_encoder(folder))

@@ -1,0 +1,345 @@
+"""AVSE: pictures and sentences to unit blocks, and the similarity between them (method, sections 1 to 3).
+
+Joins two encoders, the radial bias sampling, the heads and the cut into blocks. Knows no loss, data set or index.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from avse import checkpoint, files
+from avse.config import ModelConfig
+from avse.encoders import ImageEncoder, TextEncoder, build_image_encoder, build_text_encoder
+from avse.heads import ImageHead, TextHead, unit_blocks
+from avse.images import ImageSource
+from avse.sampling import RadialBiasSampling
+from avse.scoring import aeom
+
+_Self = TypeVar("_Self", bound="AVSE")
+
+
+class AVSE(nn.Module):
+    """An asymmetric visual semantic embedding: P = V·D/C blocks an image, Q = D/C blocks a text.
+
+    Args:
+        config: encoders, views, widths.
+        image_encoder: use this encoder instead of building `config.image_encoder` with its pretrained weights.
+        text_encoder: likewise.
+        captions: training captions, from which a BiGRU's vocabulary is built.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig | None = None,
+        *,
+        image_encoder: ImageEncoder | None = None,
+        text_encoder: TextEncoder | None = None,
+        captions: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config = config or ModelConfig()
+        self.image_encoder = image_encoder or build_image_encoder(config.image_encoder)
+        self.text_encoder = text_encoder or build_text_encoder(config.text_encoder, captions)
+        self.sampling = RadialBiasSampling(
+            config.num_views, config.keep, config.keep_eval, config.alpha, config.sampling, config.count_prefix
+        )
+        self.image_head = ImageHead(self.image_encoder.width, config.embed_dim, config.image_dropout)
+        self.text_head = TextHead(
+            self.text_encoder.width, config.embed_dim, config.dropout, config.masked_batch_norm
+        )
+        self.folder: Path | None = None
+        self._fingerprint: str | None = None
+
+    # What an index needs to know.
+    @property
+    def num_image_blocks(self) -> int:
+        """P."""
+        return self.config.num_image_blocks
+
+    @property
+    def num_text_blocks(self) -> int:
+        """Q."""
+        return self.config.num_text_blocks
+
+    @property
+    def block_width(self) -> int:
+        """C."""
+        return self.config.block_width
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.image_head.project.weight.device
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over configuration and weights: models of one fingerprint give the same embeddings."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256(self.config.model_dump_json().encode())
+            for name, value in sorted(self.state_dict().items()):
+                digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+                digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def train(self: _Self, mode: bool = True) -> _Self:
+        """Switch to training mode; frozen encoders stay in evaluation mode."""
+        self._fingerprint = None
+        return super().train(mode)
+
+    # Tensors in, tensors out.
+    def embed_views(self, inputs: Tensor, mask: Tensor | None = None, patch_indices: Tensor | None = None) -> Tensor:
+        """Pool every view of a batch of images, before L2 and blocks.
+
+        Args:
+            inputs: pixels (B, 3, H, W), or token features (B, prefix + G, W) such as a cached grid or regions.
+            mask: (B, prefix + G) True where a feature is valid; features only.
+            patch_indices: (B, V, K) int64 cells 0..G-1 without prefix; None draws them in training and takes the
+                fixed views in evaluation.
+
+        Returns:
+            (B, V, D).
+
+        Raises:
+            ValueError: for shapes that do not fit the encoder, or features where the views are sampled at the input.
+        """
+        encoder, stage = self.image_encoder, self.config.image_encoder.sampling_stage
+        if inputs.ndim == 4 and stage == "input":
+            views = self._views(encoder.grid, len(inputs), patch_indices)
+            tokens = encoder.forward_views(inputs, views)
+            return self.image_head(tokens.flatten(0, 1)).reshape(len(inputs), views.shape[1], -1)
+        if inputs.ndim == 4:
+            inputs = encoder(inputs)
+        elif inputs.ndim != 3 or inputs.shape[2] != encoder.width:
+            raise ValueError(
+                f"inputs have shape {tuple(inputs.shape)}; expected pixels (B, 3, H, W) or features (B, G, {encoder.width})"
+            )
+        elif stage == "input" and self.config.num_views > 1:
+            raise ValueError(
+                "features cannot be embedded: sampling_stage is 'input', so the views see pixels; "
+                "pass pixels or set sampling_stage to 'output'"
+            )
+        prefix, cells = encoder.num_prefix, encoder.grid[0] * encoder.grid[1]
+        if inputs.shape[1] != prefix + cells:
+            if self.config.num_views > 1:
+                raise ValueError(
+                    f"features have {inputs.shape[1]} tokens; {self.config.num_views} views need the encoder's grid: "
+                    f"{prefix} + {encoder.grid[0]}x{encoder.grid[1]}"
+                )
+            return self.image_head(inputs, mask)[:, None]
+        views = self._views(encoder.grid, len(inputs), patch_indices) + prefix
+        if prefix:
+            kept = torch.arange(prefix, device=views.device).expand(*views.shape[:2], prefix)
+            views = torch.cat([kept, views], dim=2)
+        return self.image_head.forward_views(inputs, views, mask)
+
+    def embed_pixels(self, pixel_values: Tensor, patch_indices: Tensor | None = None) -> Tensor:
+        """Embed pixels (B, 3, H, W) [, cells (B, V, K)] into unit blocks (B, P, C)."""
+        return unit_blocks(self.unit_views(self.embed_views(pixel_values, None, patch_indices)), self.block_width)
+
+    def embed_features(
+        self, grid: Tensor, mask: Tensor | None = None, patch_indices: Tensor | None = None
+    ) -> Tensor:
+        """Embed token features (B, G, W), prefix tokens first, [mask (B, G), cells (B, V, K)] into blocks (B, P, C)."""
+        return unit_blocks(self.unit_views(self.embed_views(grid, mask, patch_indices)), self.block_width)
+
+    @staticmethod
+    def unit_views(views: Tensor) -> Tensor:
+        """L2-normalise pooled views (B, V, D)."""
+        return nn.functional.normalize(views, dim=-1)
+
+    def embed_tokens(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Embed token ids (B, L) under a mask (B, L) into unit blocks (B, Q, C)."""
+        return self.embed_token_features(self.text_encoder(input_ids, attention_mask), attention_mask)
+
+    def embed_token_features(self, features: Tensor, attention_mask: Tensor) -> Tensor:
+        """Embed a text encoder's tokens (B, L, W) under a mask (B, L) into unit blocks (B, Q, C)."""
+        return unit_blocks(self.text_head(features, attention_mask), self.block_width)
+
+    def forward(
+        self, images: Tensor, texts: Tensor, attention_mask: Tensor, patch_indices: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Embed a training batch.
+
+        Args:
+            images: pixels or features, as in `embed_views`.
+            texts: token ids (B, L) int64, or token features (B, L, W).
+            attention_mask: (B, L).
+            patch_indices: (B, V, K) int64 cells.
+
+        Returns:
+            Pooled views (B, V, D), image blocks (B, P, C), text blocks (B, Q, C).
+        """
+        views = self.embed_views(images, None, patch_indices)
+        embed = self.embed_tokens if texts.ndim == 2 else self.embed_token_features
+        return views, unit_blocks(self.unit_views(views), self.block_width), embed(texts, attention_mask)
+
+    def _views(self, grid: tuple[int, int], batch: int, patch_indices: Tensor | None) -> Tensor:
+        if patch_indices is None:
+            return self.sampling(grid, batch).to(self.device)
+        cells, expected = grid[0] * grid[1], (batch, self.config.num_views)
+        if patch_indices.ndim != 3 or tuple(patch_indices.shape[:2]) != expected:
+            raise ValueError(f"patch_indices have shape {tuple(patch_indices.shape)}; expected {(*expected, 'K')}")
+        if not 0 <= int(patch_indices.min()) <= int(patch_indices.max()) < cells:
+            low, high = int(patch_indices.min()), int(patch_indices.max())
+            raise ValueError(f"patch_indices lie in {low}..{high}; the {grid[0]}x{grid[1]} grid has cells 0..{cells - 1}")
+        return patch_indices.to(self.device)
+
+    # Pictures and sentences in, numpy out.
+    def encode_images(self, images: Any, *, batch_size: int = 64) -> np.ndarray:
+        """Embed pictures: paths, Pillow images or arrays (H, W[, 3]); one alone or many.
+
+        Returns:
+            (n, P, C) float32 unit blocks; (P, C) for one picture. A picture's rows depend on it and the model alone.
+
+        Raises:
+            ImageError: a picture cannot be read; it names the picture and the reason.
+        """
+        if _is_one_image(images):
+            return self.encode_images([images], batch_size=batch_size)[0]
+        blocks = []
+        with self._evaluating(), ThreadPoolExecutor(2) as pool:
+            for chunk in _chunks(images, batch_size):
+                pixels = np.stack(list(pool.map(self.image_encoder.load_pixels, chunk)))
+                blocks.append(self.embed_pixels(torch.from_numpy(pixels).to(self.device)).cpu().numpy())
+        return np.concatenate(blocks) if blocks else np.zeros((0, self.num_image_blocks, self.block_width), np.float32)
+
+    def encode_texts(self, texts: str | Sequence[str], *, batch_size: int = 64) -> np.ndarray:
+        """Embed sentences, one alone or many; a sentence cut at the encoder's limit warns.
+
+        Returns:
+            (m, Q, C) float32 unit blocks; (Q, C) for one sentence.
+        """
+        if isinstance(texts, str):
+            return self.encode_texts([texts], batch_size=batch_size)[0]
+        out = np.zeros((len(texts), self.num_text_blocks, self.block_width), np.float32)
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        with self._evaluating():
+            for rows in _chunks(order, batch_size):
+                tokens = self.text_encoder.tokenize([texts[i] for i in rows])
+                for row in np.flatnonzero(tokens.truncated.numpy()):
+                    text = texts[rows[row]]
+                    warnings.warn(
+                        f"a sentence was cut at {self.text_encoder.max_length} tokens (text_encoder.max_length): "
+                        f"{text[:60]!r}…",
+                        stacklevel=3,
+                    )
+                ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
+                out[rows] = self.embed_tokens(ids, mask).cpu().numpy()
+        return out
+
+    def similarity(self, images: np.ndarray, texts: np.ndarray) -> np.ndarray:
+        """Score image blocks (n, P, C) against text blocks (m, Q, C) -> (n, m): S = Σ_j max_i <v_i, t_j>.
+
+        The similarity is not symmetric. With P = Q the two sides cannot be told apart by their shape: images come first.
+
+        Raises:
+            ValueError: the block counts are not the model's (P, Q) or the width is not C.
+        """
+        expected = ((self.num_image_blocks, self.block_width), (self.num_text_blocks, self.block_width))
+        if images.ndim != 3 or texts.ndim != 3 or (images.shape[1:], texts.shape[1:]) != expected:
+            turned = images.ndim == texts.ndim == 3 and (texts.shape[1:], images.shape[1:]) == expected
+            raise ValueError(
+                f"images have shape {images.shape}, texts {texts.shape}; this model has P = {self.num_image_blocks} image "
+                f"and Q = {self.num_text_blocks} text blocks of width {self.block_width}"
+                + ("; the two sides are exchanged: images come first" if turned else "")
+            )
+        return aeom(images, texts)
+
+    # On disk.
+    def save_pretrained(self, folder: str | Path, *, force: bool = False, extra: dict[str, Any] | None = None) -> Path:
+        """Write the model as a self-contained folder, atomically; `extra` goes into its manifest.
+
+        Raises:
+            FileExistsError: the folder exists and `force` is False.
+        """
+        fingerprint = self.fingerprint
+
+        def fill(target: Path) -> None:
+            files.write_text(target / checkpoint.CONFIG, self.config.model_dump_json(indent=2))
+            self.image_encoder.save(target / checkpoint.IMAGE_ENCODER)
+            self.text_encoder.save(target / checkpoint.TEXT_ENCODER)
+            checkpoint.save_tensors(target / checkpoint.WEIGHTS, self.state_dict())
+
+        checkpoint.write_folder(folder, fill, {"fingerprint": fingerprint, **(extra or {})}, force=force)
+        self.folder = Path(folder)
+        return self.folder
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, allow_download: bool = False) -> AVSE:
+        """Load a saved model from a local folder; every file is checked against the manifest.
+
+        Args:
+            folder: the folder; a hub id only with `allow_download`.
+            allow_download: fetch a hub id over the network.
+
+        Raises:
+            CheckpointError: no such folder, or weights that do not fit.
+            ManifestError: a file is missing or was changed.
+        """
+        path = checkpoint.recover(folder)
+        if not path.is_dir():
+            if not allow_download:
+                raise checkpoint.CheckpointError(
+                    f"no model folder {str(folder)!r}; train one (avse train) or, for a hub id, pass allow_download=True"
+                )
+            from huggingface_hub import snapshot_download
+
+            path = Path(snapshot_download(str(folder)))
+        manifest = files.verify_manifest(path)
+        config = checkpoint.read_config(path)
+        model = cls(
+            config,
+            image_encoder=ImageEncoder.from_saved(path / checkpoint.IMAGE_ENCODER),
+            text_encoder=TextEncoder.from_saved(path / checkpoint.TEXT_ENCODER),
+        )
+        checkpoint.load_weights(model, checkpoint.load_tensors(path / checkpoint.WEIGHTS), path / checkpoint.WEIGHTS)
+        model.eval()
+        model.folder, model._fingerprint = path, manifest.get("fingerprint")
+        return model
+
+    def _evaluating(self) -> _Evaluation:
+        return _Evaluation(self)
+
+
+class _Evaluation:
+    """Evaluation mode without gradients, and the former mode afterwards."""
+
+    def __init__(self, model: AVSE) -> None:
+        self.model, self.training, self.grad = model, model.training, torch.inference_mode()
+
+    def __enter__(self) -> None:
+        if self.training:
+            self.model.eval()
+        self.grad.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        self.grad.__exit__(*error)
+        if self.training:
+            self.model.train()
+
+
+def _is_one_image(images: Any) -> bool:
+    if isinstance(images, np.ndarray):
+        return images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (3, 4))
+    return isinstance(images, (str, Path, bytes)) or not isinstance(images, Iterable)
+
+
+def _chunks(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    chunk: list[Any] = []
+    for value in values:
+        chunk.append(value)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

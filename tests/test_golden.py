@@ -1,0 +1,145 @@
+"""The whole model against the authors' code on small random weights: values within 1e-5, gradients within 1e-4."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import BertConfig, BertModel, ViTConfig, ViTModel
+
+from avse.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
+from avse.heads import unit_blocks
+from avse.losses import CrossViewDecorrelationLoss, HardNegativeTripletLoss
+from avse.model import AVSE
+from avse.sampling import kept_cells, radial_bias_sample
+
+GOLDEN = Path(__file__).parent / "golden"
+HEADS = {
+    "img_enc.image_encoder.fc.": "image_head.project.",
+    "img_enc.image_encoder.gpool.": "image_head.pool.",
+    "txt_enc.fc.": "text_head.project.",
+    "txt_enc.gpool.": "text_head.pool.",
+    "txt_enc.ln.": "text_head.norm.",
+    "txt_enc.mlp.layers.0.": "text_head.mlp.0.",
+    "txt_enc.mlp.bns.0.": "text_head.mlp.1.",
+    "txt_enc.mlp.layers.1.": "text_head.mlp.3.",
+}
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return {name: torch.from_numpy(value) for name, value in np.load(GOLDEN / "vit_eval.npz").items()}
+
+
+@pytest.fixture(scope="module")
+def names():
+    """Authors' parameter name -> ours."""
+    renamed = json.loads((GOLDEN / "vit_keymap_tf4_to_tf5.json").read_text())
+    return lambda name: next(
+        (ours + name[len(theirs) :] for theirs, ours in HEADS.items() if name.startswith(theirs)),
+        name.replace("txt_enc.bert.", "text_encoder.model.")
+        if name.startswith("txt_enc.")
+        else "image_encoder.model." + renamed.get(rest := name[len("img_enc.visual_encoder.") :], rest),
+    )
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, names):
+    configs = json.loads((GOLDEN / "config.json").read_text())
+    folder = tmp_path_factory.mktemp("golden")
+    ViTModel(ViTConfig(**configs["vision"])).save_pretrained(folder / "vit")
+    BertModel(BertConfig(**configs["text"])).save_pretrained(folder / "bert")
+    words = [w for w in (GOLDEN / "vocab.txt").read_text().splitlines()]
+    from transformers import BertTokenizer
+
+    BertTokenizer(vocab={w: i for i, w in enumerate(words)}).save_pretrained(folder / "bert")
+    config = ModelConfig(
+        image_encoder=ImageEncoderConfig(
+            source=str(folder / "vit"), sampling_stage="input", frozen=False, final_norm=False, pixels="official"
+        ),
+        text_encoder=TextEncoderConfig(source=str(folder / "bert"), frozen=False),
+        embed_dim=128,
+        block_width=32,
+        keep_eval=0.9,
+        count_prefix=True,
+        sampling="nearest",
+        masked_batch_norm=False,
+    )
+    model = AVSE(config).eval()
+    state = model.state_dict()
+    unused = []
+    for name, value in load_file(GOLDEN / "vit_model.safetensors").items():
+        if names(name) in state:
+            assert state[names(name)].shape == value.shape
+            state[names(name)] = value
+        else:
+            unused.append(name)
+    assert all("pooler" in name or "bns.1" in name or "bin_score" in name for name in unused), unused
+    model.load_state_dict(state)
+    return model
+
+
+def close(found, expected, relative=1e-5):
+    scale = float(expected.abs().max())
+    assert float((found - expected).abs().max()) <= relative * max(scale, 1e-12), float((found - expected).abs().max())
+
+
+def test_given_indices_give_the_authors_embeddings_and_scores(model, golden):
+    with torch.no_grad():
+        views = model.embed_views(golden["images"], patch_indices=golden["sampled_idx"])
+        close(views[:, 0], golden["gpo_pooled_view0"])
+        close(views[:, 1], golden["gpo_pooled_view1"])
+        close(model.unit_views(views).flatten(1), golden["img_emb"])
+        mask = (torch.arange(12) < golden["lengths"][:, None]).long()
+        tokens = model.text_encoder(golden["captions"], mask)
+        close(model.text_head(tokens, mask), golden["txt_emb"])
+        images = model.embed_pixels(golden["images"], golden["sampled_idx"]).numpy()
+        texts = model.embed_tokens(golden["captions"], mask).numpy()
+    close(torch.from_numpy(model.similarity(images, texts)), golden["sims"])
+
+
+def test_given_centres_give_the_authors_cells_where_no_tie_is_cut(golden):
+    assert kept_cells(64, 0.9, count_prefix=True) == golden["sampled_idx"].shape[2]
+    found = radial_bias_sample((8, 8), 2, 58, centers=golden["centers"], method="nearest")
+    clear = golden["cut_ties_out"] == 0
+    assert int(clear.sum()) > 0
+    assert torch.equal(found[clear], golden["sampled_sorted"][clear])
+
+
+@pytest.mark.parametrize("hardest", [False, True])
+def test_losses_and_gradient_norms(model, names, golden, hardest):
+    model.zero_grad()
+    mask = (torch.arange(12) < golden["lengths"][:, None]).long()
+    views = model.embed_views(golden["images"], patch_indices=golden["sampled_idx"])
+    from avse.scoring import aeom
+
+    texts = model.embed_tokens(golden["captions"], mask)
+    scores = aeom(unit_blocks(model.unit_views(views), 32), texts)
+    hinge = HardNegativeTripletLoss(0.2, hardest)(scores, torch.eye(6, dtype=torch.bool))
+    regular = CrossViewDecorrelationLoss(0.0051, "official")(views)
+    name = "max" if hardest else "sum"
+    close(hinge.detach(), golden[f"hinge_{name}"])
+    close(regular.detach(), golden["reg"])
+    close((hinge + regular).detach(), golden[f"total_{name}"])
+    (hinge + regular).backward()
+    expected = json.loads((GOLDEN / "vit_eval_gradnorms.json").read_text())[f"total_{name}"]
+    parameters = dict(model.named_parameters())
+    compared = 0
+    for theirs, norm in expected.items():
+        parameter = parameters.get(names(theirs))
+        if norm is None or parameter is None:
+            assert parameter is None or parameter.grad is None or float(parameter.grad.norm()) == 0, theirs
+            continue
+        # A key's bias has no effect on a softmax over the keys: its gradient is rounding noise.
+        tolerance = 1e-5 if "key.bias" in theirs else 1e-4 * norm
+        assert abs(float(parameter.grad.norm()) - norm) <= tolerance, theirs
+        compared += 1
+    assert compared > 90
+
+
+def test_token_ids_equal_the_authors(model):
+    for item in json.loads((GOLDEN / "captions.json").read_text())[:4]:
+        found = model.text_encoder.tokenize([item["caption"]])
+        assert found.input_ids[0].tolist() == item["eval_ids"], item["caption"]
