@@ -92,7 +92,9 @@ def test_flipped_bit_is_found(folder):
     data = bytearray(path.read_bytes())
     data[1000] ^= 1
     path.write_bytes(data)
-    with pytest.raises(files.ManifestError, match=r"weights\.bin: expected sha256 [0-9a-f]{64}, found sha256") as caught:
+    with pytest.raises(
+        files.ManifestError, match=r"weights\.bin: expected sha256 [0-9a-f]{64}, found sha256"
+    ) as caught:
         files.verify_manifest(folder)
     assert caught.value.file == str(path)
     assert caught.value.found == f"sha256 {hashlib.sha256(bytes(data)).hexdigest()}"

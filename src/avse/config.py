@@ -117,8 +117,8 @@ class DataConfig(Section):
     """The picture folder, where it is not beside the caption file."""
     max_train_images: int | None = Field(None, ge=1)
     """At most so many training pictures, the first by hash of their id."""
-    cache: str = ".cache/avse"
-    """Folder of the grids of frozen encoders."""
+    cache: str | None = None
+    """Folder of the grids of frozen encoders; None: `.cache/avse` where grids can be cached."""
 
 
 class TrainConfig(Section):

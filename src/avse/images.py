@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import os
 import re
+import threading
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +22,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 MAX_PIXELS = 100_000_000
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "TGA", "ICO", "JPEG2000", "AVIF", "HEIF")
 SUFFIXES = frozenset(".jpg .jpeg .png .gif .bmp .webp .tif .tiff .ppm .pgm .jp2 .avif".split())
+
+_OPENING = threading.Lock()
+"""Held while a header is read: the filter of warnings belongs to all threads."""
 
 ImageSource = str | Path | bytes | Image.Image | NDArray[Any]
 
@@ -146,7 +151,9 @@ def _open(source: str | Path | bytes, max_pixels: int) -> tuple[Image.Image, str
     Image.init()
     try:
         known = [kind for kind in FORMATS if kind in Image.OPEN]
-        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=known)
+        with _OPENING, warnings.catch_warnings():  # our own cap speaks, by an error that names it
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=known)
     except UnidentifiedImageError as error:
         raise ImageError(name, "no picture of a known format") from error
     except Image.DecompressionBombError as error:

@@ -71,8 +71,18 @@ class PixelInputs:
 class GridInputs:
     """Cached grids of a frozen encoder."""
 
-    def __init__(self, encoder: ImageEncoder, dataset: PairDataset, cache: str | Path, device: torch.device) -> None:
-        self.grids = FeatureCache(cache).grids(encoder, dataset.image_paths, dataset.image_ids, device=device)
+    def __init__(
+        self,
+        encoder: ImageEncoder,
+        dataset: PairDataset,
+        cache: str | Path,
+        device: torch.device,
+        *,
+        image_augment: bool = False,
+    ) -> None:
+        self.grids = FeatureCache(cache).grids(
+            encoder, dataset.image_paths, dataset.image_ids, device=device, image_augment=image_augment
+        )
         self.kept, self.skipped = self.grids.kept, self.grids.skipped
 
     def batch(self, rows: Sequence[int], random: np.random.Generator | None = None) -> Tensor:
@@ -128,17 +138,17 @@ def open_inputs(
     workers: int = 2,
     augment: Augment | None = None,
 ) -> Inputs:
-    """Open a split: pictures from the cache where the encoder is frozen and only its output is sampled.
+    """Open a split: with a cache folder the frozen encoder's grids, otherwise pictures decoded when they are asked for.
 
     Raises:
+        FeatureError: a cache is named, but the encoder is not frozen, samples at its input, or pictures are augmented.
         ValueError: no picture of the split can be read.
     """
-    encoder = model.image_encoder
     images: ImageInputs
-    if cache is not None and augment is None and encoder.frozen and model.config.image_encoder.sampling_stage == "output":
-        images = GridInputs(encoder, dataset, cache, model.device)
+    if cache is not None:
+        images = GridInputs(model.image_encoder, dataset, cache, model.device, image_augment=augment is not None)
     else:
-        images = PixelInputs(encoder, dataset, workers=workers, augment=augment)
+        images = PixelInputs(model.image_encoder, dataset, workers=workers, augment=augment)
     if not len(images.kept):
         first = images.skipped[0]
         raise ValueError(
@@ -147,6 +157,34 @@ def open_inputs(
         )
     kept = dataset if len(images.kept) == dataset.num_images else dataset.subset(images.kept)
     return Inputs(kept, images, TextInputs(model.text_encoder, kept.captions, model.device))
+
+
+def can_cache(model: AVSE, image_augment: bool = False) -> bool:
+    """Tell whether the grids can be computed once: a frozen encoder, sampled at its output, pictures as they are."""
+    settings = model.config.image_encoder
+    return settings.frozen and settings.sampling_stage == "output" and not image_augment
+
+
+def select(inputs: Inputs, dataset: PairDataset) -> Inputs:
+    """Take a part of an open split by image id, such as one split of all: nothing is read or encoded again.
+
+    Pictures that could not be read are left out; the others keep the order of `dataset`.
+    """
+    rows = {image_id: row for row, image_id in enumerate(inputs.dataset.image_ids)}
+    found = [i for i, image_id in enumerate(dataset.image_ids) if image_id in rows]
+    part = dataset if len(found) == dataset.num_images else dataset.subset(found)
+    return Inputs(part, _Selected(inputs.images, np.array([rows[i] for i in part.image_ids])), inputs.texts)
+
+
+class _Selected:
+    """Some rows of other inputs."""
+
+    def __init__(self, images: ImageInputs, rows: np.ndarray) -> None:
+        self.images, self.rows = images, rows
+        self.kept, self.skipped = np.arange(len(rows)), ()
+
+    def batch(self, rows: Sequence[int], random: np.random.Generator | None = None) -> Tensor:
+        return self.images.batch(self.rows[np.asarray(rows, np.int64)], random)
 
 
 def _problem(path: Path) -> str | None:

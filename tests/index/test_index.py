@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from avse.index import Index, Skipped, StoreError
-from avse.index.pictures import read_batches
 
 
 def test_nothing_is_replaced_without_force(tmp_path, encoder, store, unit):
@@ -130,7 +129,8 @@ def test_only_new_pictures_are_encoded(index, encoder, pictures):
     Image.new("RGB", (9, 9), "red").save(pictures / "new.png")
     encoder.largest_batch = 0
     report = index.add_images(pictures, only_new=True, progress=False)
-    assert (report.added, report.known, len(index), encoder.largest_batch) == (1, 6, 7, 1)
+    assert (report.added, report.known, len(index)) == (1, 6, 7)
+    assert encoder.largest_batch == 3  # the new one and the two that could not be read
     assert index.add_images(pictures, progress=False).added == 7 == len(index)
 
 
@@ -164,13 +164,17 @@ def test_a_name_that_is_no_unicode_is_listed(index, pictures):
     assert report.added == 6 and report.skipped[0] == Skipped("bad\\udcff.png", "the name is not valid unicode")
 
 
-def test_large_pictures_make_small_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr("avse.index.pictures.MAX_BATCH_PIXELS", 250)
-    named = {}
-    for number in range(5):
-        named[str(number)] = tmp_path / f"{number}.png"
-        Image.new("RGB", (10, 10)).save(named[str(number)])
-    assert [len(batch) for batch, _ in read_batches(named, 100)] == [3, 2]
+def test_rows_are_those_of_encode_images_beside_a_broken_picture_too(index, encoder, pictures):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    with Image.open(pictures / "2020" / "e.png") as image:
+        image.convert("RGB").save(pictures / "2020" / "turned.jpg", exif=exif)
+        Image.new("RGB", (5, 7)).save(pictures / "odd.jpg", exif=exif.tobytes().replace(b"MM", b"XX"))
+    assert index.add_images(pictures, progress=False).added == 8
+    for name in ("b.jpg", "2019/c.png", "2020/turned.jpg"):
+        hit = index.search(image=pictures / name, k=1)[0]
+        assert hit.id == name and hit.score == pytest.approx(1, abs=1e-6)
+    assert (hit.payload["width"], hit.payload["height"]) == (10, 24)
 
 
 def test_texts_answer_pictures(tmp_path, encoder, pictures, score):

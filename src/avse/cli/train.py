@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_recipe(parser)
     parser.add_argument("--preset", help="change the recipe into a preset: avse, official, vse_infinity, …")
     parser.add_argument("--root", help="the picture folder, where it is not beside the captions")
-    parser.add_argument("--cache", help="folder for the grids of a frozen encoder (default: data.cache)")
+    parser.add_argument("--cache", help="folder for the grids of a frozen encoder (default: data.cache, else .cache/avse)")
     parser.add_argument("--seed", type=int, help="seed of heads, batches and views (default: train.seed)")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     common.add_device(parser)
@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from avse import files
     from avse.config import apply_preset, to_yaml
     from avse.data import load_dataset
+    from avse.inputs import can_cache
     from avse.model import AVSE
     from avse.trainer import Trainer
 
@@ -57,7 +58,10 @@ def run(args: argparse.Namespace) -> int:
     common.tell(val)
     torch.manual_seed(recipe.train.seed)
     model = AVSE(recipe.model, captions=train.captions).to(device)
-    trainer = Trainer(model, recipe.train, cache=args.cache or recipe.data.cache)
+    cache = args.cache or recipe.data.cache
+    if cache is None and can_cache(model, recipe.train.image_augment):
+        cache = ".cache/avse"
+    trainer = Trainer(model, recipe.train, cache=cache)
     result = trainer.fit(train, val, out=out, resume=args.resume)
     files.write_text(out / "recipe.yaml", to_yaml(recipe))
     if args.json:

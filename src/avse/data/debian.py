@@ -33,7 +33,7 @@ def download_packages(names: Sequence[str], folder: Path) -> dict[str, Path]:
     apt = ["apt-get", "-qq", *(part for option in options for part in ("-o", option))]
     log.info("reading the package lists (apt-get update, in a folder of its own)")
     _run([*apt, "update"], folder, _UPDATE_LIMIT_S)
-    log.info("downloading %s", " and ".join(names))
+    log.info("downloading %s (this may take minutes)", " and ".join(names))
     _run([*apt, "download", *names], folder, _DOWNLOAD_LIMIT_S)
     return find_packages(names, folder)
 

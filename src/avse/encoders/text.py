@@ -44,8 +44,8 @@ class TransformerText(TextEncoder, kind="transformers-text"):
             raise EncoderError(f"max_length {settings.max_length}: {settings.source} takes at most {limit} tokens")
         if tokenizer.pad_token_id is None or len(tokenizer) > model.config.vocab_size:
             raise EncoderError(
-                f"{settings.source}: its tokenizer (padding token {tokenizer.pad_token!r}, {len(tokenizer)} entries) does "
-                f"not fit the model ({model.config.vocab_size} entries, padding wanted): take the model's own tokenizer"
+                f"{settings.source}: its tokenizer (padding token {tokenizer.pad_token!r}, {len(tokenizer)} entries) "
+                f"does not fit the model ({model.config.vocab_size} entries, padding wanted): take the model's own"
             )
         self.settings, self.frozen, self.max_length = settings, settings.frozen, settings.max_length
         self.tokenizer, self.pad_id = tokenizer, int(tokenizer.pad_token_id)

@@ -52,7 +52,7 @@ class Encoder(Protocol):
         """Block width C."""
 
     def encode_images(self, images: list[Any], /) -> Blocks:
-        """Return unit blocks (n, P, C) of n pictures."""
+        """Return unit blocks (n, P, C) of n paths or pictures; raise `avse.images.ImageError` for an unreadable one."""
 
     def encode_texts(self, texts: list[str], /) -> Blocks:
         """Return unit blocks (m, Q, C) of m sentences."""

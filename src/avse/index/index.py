@@ -41,7 +41,7 @@ from avse.index.contract import (
 from avse.index.lock import OwnerLock
 from avse.index.manifest import STORES, Manifest, is_index, read_manifest, relative_folder
 from avse.index.memory import MemoryStore
-from avse.index.pictures import picture_ids, read_batches
+from avse.index.pictures import embed_pictures, picture_ids
 from avse.index.where import parse
 
 SENTENCE_WEIGHT = 0.5
@@ -167,7 +167,7 @@ class Index:
         Args:
             folder_or_paths: A folder, searched through, or single files.
             root: The folder that ids are relative to; by default the given folder, or the files' common one.
-            batch_size: Pictures encoded together, fewer where they are large.
+            batch_size: Pictures encoded together.
             only_new: Leave ids that are in the index alone.
             progress: Show a bar on standard error.
 
@@ -185,21 +185,21 @@ class Index:
             return AddReport(0)
         named, skipped = picture_ids(paths, self._set_source(Path(root).resolve()))
         known = self._store.known(list(named)) if only_new else set()
-        named = {name: path for name, path in named.items() if name not in known}
+        todo = [(name, path) for name, path in named.items() if name not in known]
         added, flushed = 0, time.monotonic()
         wait = 0.5 if sys.stderr.isatty() else 10.0
-        with tqdm(total=len(named), unit="picture", disable=not progress, mininterval=wait, file=sys.stderr) as bar:
-            for batch, unreadable in read_batches(named, batch_size):
-                if batch:
-                    blocks = self.encoder.encode_images([picture.image for picture in batch])
-                    payloads = [picture.payload for picture in batch]
-                    self._add([picture.id for picture in batch], blocks, payloads)
+        with tqdm(total=len(todo), unit="picture", disable=not progress, mininterval=wait, file=sys.stderr) as bar:
+            for at in range(0, len(todo), batch_size):
+                found, unreadable = embed_pictures(self.encoder.encode_images, todo[at : at + batch_size])
+                if found:
+                    ids, blocks, payloads = zip(*found)
+                    self._add(ids, np.stack(blocks), payloads)
                 if time.monotonic() - flushed > _FLUSH_SECONDS:
                     self._store.flush()
                     flushed = time.monotonic()
                 skipped += unreadable
-                added += len(batch)
-                bar.update(len(batch) + len(unreadable))
+                added += len(found)
+                bar.update(len(found) + len(unreadable))
         self._store.flush()
         return AddReport(added, len(known), tuple(skipped))
 

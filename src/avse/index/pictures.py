@@ -1,28 +1,27 @@
-"""Pictures on their way into an index: read safely, in batches of bounded memory, with their payloads.
+"""Pictures on their way into an index: named, embedded in batches, with their payloads; broken ones are set aside.
 
-Knows no model and no store.
+The encoder reads the files itself, so that a stored row is the row ``encode_images`` gives for that path. Knows no
+store.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from PIL import Image
+from PIL import ExifTags, Image
 
-from avse.images import ImageError, read_image
-from avse.index.contract import Payload, Skipped, is_unicode
-
-MAX_BATCH_PIXELS = 64_000_000
-"""A batch is closed when its pictures reach this many pixels (192 MB of RGB), however few they are."""
+from avse.images import ImageError
+from avse.index.contract import Blocks, Payload, Skipped, is_unicode
 
 
 class Picture(NamedTuple):
-    """A picture that could be read: id (its path below the root), pixels and payload."""
+    """A picture that could be read: id (its path below the root), blocks (P, C) and payload."""
 
     id: str
-    image: Image.Image
+    blocks: Blocks
     payload: Payload
 
 
@@ -46,27 +45,31 @@ def picture_ids(paths: Sequence[Path], root: Path) -> tuple[dict[str, Path], lis
     return named, skipped
 
 
-def read_batches(named: dict[str, Path], size: int) -> Iterator[tuple[list[Picture], list[Skipped]]]:
-    """Yield batches of at most ``size`` readable pictures, each with what was skipped on the way."""
-    batch: list[Picture] = []
-    skipped: list[Skipped] = []
-    pixels = 0
-    for name, path in named.items():
-        try:
-            image = read_image(path)
-            batch.append(Picture(name, image, _payload(name, path, image)))
-            pixels += image.width * image.height
-        except ImageError as error:
-            skipped.append(Skipped(name, error.reason))
-        except OSError as error:
-            skipped.append(Skipped(name, error.strerror or str(error)))
-        if len(batch) >= size or pixels >= MAX_BATCH_PIXELS:
-            yield batch, skipped
-            batch, skipped, pixels = [], [], 0
-    yield batch, skipped
+def embed_pictures(
+    encode: Callable[[list[Any]], Blocks], batch: Sequence[tuple[str, Path]]
+) -> tuple[list[Picture], list[Skipped]]:
+    """Embed the pictures of (id, path) together; where one cannot be read, one by one, to find out which."""
+    try:
+        blocks = encode([path for _, path in batch])
+        return [Picture(*item[:1], row, _payload(*item)) for item, row in zip(batch, blocks, strict=True)], []
+    except (ImageError, OSError) as error:
+        if len(batch) == 1:
+            reason = error.reason if isinstance(error, ImageError) else error.strerror or str(error)
+            return [], [Skipped(batch[0][0], reason)]
+    parts = [embed_pictures(encode, [item]) for item in batch]
+    return [picture for found, _ in parts for picture in found], [skip for _, lost in parts for skip in lost]
 
 
-def _payload(name: str, path: Path, image: Image.Image) -> Payload:
+def _payload(name: str, path: Path) -> Payload:
+    """Read the header of a picture that the encoder could read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the encoder kept to its own cap
+        with Image.open(path) as image:
+            width, height = image.size
+            try:
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            except Exception:  # a damaged EXIF block says nothing
+                turned = False
     folder, _, last = name.rpartition("/")
-    size = {"width": image.width, "height": image.height, "bytes": path.stat().st_size}
+    size = {"width": height if turned else width, "height": width if turned else height, "bytes": path.stat().st_size}
     return {"path": name, "name": last, "folder": folder, **size}

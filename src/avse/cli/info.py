@@ -1,0 +1,72 @@
+"""`avse info`: versions and abilities of this machine, or what a model or an index is."""
+
+from __future__ import annotations
+
+import argparse
+
+from avse.cli import common
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("path", nargs="?", help="a model folder or an index")
+    common.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print facts, one a line, or one JSON object."""
+    facts = _about(args.path) if args.path else _machine()
+    if args.json:
+        common.emit(facts)
+    else:
+        width = max(map(len, facts))
+        print("\n".join(f"{name:{width}}  {value}" for name, value in facts.items()))
+    return 0
+
+
+def _machine() -> dict[str, object]:
+    import os
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    from avse import __version__
+    from avse.features import resolve_precision
+
+    facts: dict[str, object] = {"avse": __version__, "python": platform.python_version()}
+    for package in ("torch", "transformers", "accelerate", "numpy", "pillow", "qdrant-edge-py", "matplotlib"):
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            facts[package] = "not installed"
+    facts["cores"] = os.cpu_count()
+    facts["threads"] = torch.get_num_threads()
+    facts["cuda"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    facts["encoding precision"] = resolve_precision("cuda" if torch.cuda.is_available() else "cpu", "auto")
+    return facts
+
+
+def _about(path: str) -> dict[str, object]:
+    from pathlib import Path
+
+    if (Path(path) / "index.json").is_file():
+        from avse.index import Index
+
+        with Index.open(path) as index:
+            return {"index": path, "store": index.store, "side": index.side, "entries": len(index)}
+    from avse.model import AVSE
+
+    model = AVSE.from_pretrained(path)
+    config = model.config
+    return {
+        "model": path,
+        "image encoder": f"{config.image_encoder.source} at {model.image_encoder.pixels.size[0]} px",
+        "text encoder": f"{config.text_encoder.source}, at most {model.text_encoder.max_length} tokens",
+        "views V": config.num_views,
+        "image blocks P": model.num_image_blocks,
+        "text blocks Q": model.num_text_blocks,
+        "block width C": model.block_width,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "fingerprint": model.fingerprint,
+    }
