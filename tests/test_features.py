@@ -277,6 +277,11 @@ def test_text_tokens_equal_the_encoder(tiny_bert_folder, dtype):
     torch.testing.assert_close(tokens, expected * own.attention_mask[..., None], **tolerance)
 
 
+def test_no_texts_are_refused(tiny_bert_folder):
+    with pytest.raises(FeatureError, match="no texts"):
+        text_tokens(build_text_encoder(TextEncoderConfig(source=str(tiny_bert_folder))), [])
+
+
 def test_text_features_that_are_not_fixed_are_refused(tiny_bert_folder):
     def encoder(**settings):
         return build_text_encoder(TextEncoderConfig(source=str(tiny_bert_folder), **settings))

@@ -81,7 +81,9 @@ def test_import_avse_loads_no_torch_and_exports_work():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("module", ["avse.config", "avse.data", "avse.metrics", "avse.index", "avse.images", "avse.scoring"])
+@pytest.mark.parametrize(
+    "module", ["avse.config", "avse.data", "avse.metrics", "avse.index", "avse.images", "avse.scoring"]
+)
 def test_light_rooms_load_no_torch(module):
     code = f"import sys, {module}; assert not {{'torch', 'transformers'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -144,6 +144,7 @@ def test_truncated_files(tmp_path, kind):
     assert caught.value.name == str(tmp_path / "cut.bin")
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_every_cut_of_a_small_file_is_a_picture_or_an_image_error():
     for kind in ("JPEG", "PNG", "GIF", "TIFF", "BMP"):
         data = encoded(Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)), kind)

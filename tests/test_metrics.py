@@ -139,7 +139,9 @@ def test_bootstrap_equals_a_loop_that_copies_images():
     drawn = np.random.default_rng(3).multinomial(12, np.full(12, 1 / 12), size=50)
     for counts, value in zip(drawn, found):
         i2t = np.repeat(ranks.i2t, counts)
-        t2i = np.concatenate([np.repeat(ranks.t2i[ranks.image_of_text == i][None], c, 0).ravel() for i, c in enumerate(counts)])
+        t2i = np.concatenate(
+            [np.repeat(ranks.t2i[ranks.image_of_text == i][None], c, 0).ravel() for i, c in enumerate(counts)]
+        )
         expected = sum(100 * (i2t < k).mean() + 100 * (t2i < k).mean() for k in (1, 5, 10))
         assert value == pytest.approx(expected)
 

@@ -17,7 +17,9 @@ def build(vit, bert, **changes):
     text = {"source": str(bert), **changes.pop("text", {})}
     values = {"embed_dim": 16, "block_width": 8, **changes}
     torch.manual_seed(0)
-    return AVSE(ModelConfig(image_encoder=ImageEncoderConfig(**image), text_encoder=TextEncoderConfig(**text), **values))
+    return AVSE(
+        ModelConfig(image_encoder=ImageEncoderConfig(**image), text_encoder=TextEncoderConfig(**text), **values)
+    )
 
 
 @pytest.fixture(params=["output", "input"])

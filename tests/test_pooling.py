@@ -83,7 +83,7 @@ def test_position_codes_by_hand():
 
 
 def test_fast_sorted_sum_equals_torch_in_value_and_gradient(gpo):
-    """float32 on the CPU takes the vectorised path: compared with torch's own sort in float64, ties and signs included."""
+    """float32 on the CPU takes the vectorised path: compared with torch's sort in float64, ties and signs too."""
     tokens = torch.randn(5, 13, 6)
     tokens[0, :, 0] = torch.tensor([0.0, -0.0, 1e-40, -1e-40, 3.0, -3.0, 5.0, -7.0, 2.0, 1.0, 0.5, -0.5, 9.0])
     tokens.requires_grad_(True)

@@ -43,7 +43,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps `avse.evaluate` the function: importing the submodule of that name would otherwise bind the module over it."""
+    """Keeps `avse.evaluate` the function: importing the submodule of that name would bind the module over it."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if not (name in _HOMES and isinstance(value, ModuleType)):

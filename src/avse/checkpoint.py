@@ -30,7 +30,9 @@ class CheckpointError(ValueError):
     """A saved folder that is not there, not whole, or does not fit what is asked of it."""
 
 
-def write_folder(folder: str | Path, fill: Callable[[Path], None], extra: dict[str, Any], *, force: bool = True) -> None:
+def write_folder(
+    folder: str | Path, fill: Callable[[Path], None], extra: dict[str, Any], *, force: bool = True
+) -> None:
     """Write a folder as a whole or not at all: `fill` writes into a temporary one, which then takes the name.
 
     Args:

@@ -1,4 +1,4 @@
-"""Honest figures: a model on a split, both protocols, every image and every distinct text encoded once (method, section 5)."""
+"""Honest figures: a model on a split, every image and every distinct text encoded once (method, section 5)."""
 
 from __future__ import annotations
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -113,7 +112,7 @@ class FeatureCache:
             batch_size: Pictures a pass.
             workers: Threads that read and decode.
             precision: "auto" is bf16 autocast where the device has it, else fp32.
-            image_augment: Whether training changes the pictures; then nothing can be cached.
+            image_augment: Training changes the pictures: then nothing can be cached.
             progress: Show a bar on stderr.
 
         Raises:
@@ -122,21 +121,20 @@ class FeatureCache:
         """
         _require_fixed(encoder, "image_augment", image_augment)
         if (stage := encoder.settings.sampling_stage) != "output":
+            source = encoder.settings.source
             raise FeatureError(
-                f"cached grids need sampling_stage 'output', {encoder.settings.source!r} has {stage!r}: "
-                "train without cache"
+                f"cached grids need sampling_stage 'output', {source!r} has {stage!r}: train without cache"
             )
         if len(image_paths) != len(image_ids) or not len(image_paths):
             raise FeatureError(f"{len(image_paths)} pictures, {len(image_ids)} ids: as many of each, and at least one")
         paths, chosen = [Path(path) for path in image_paths], resolve_precision(device, precision)
         shape = encoder.num_prefix + encoder.grid[0] * encoder.grid[1], encoder.width
         with ThreadPoolExecutor(max(1, workers)) as pool:
-            contents = " ".join(pool.map(_content, paths))
             header = {
                 "encoder": encoder.fingerprint(),
                 "precision": chosen,
                 "pixels": asdict(encoder.pixels),
-                "pictures": hashlib.sha256(contents.encode()).hexdigest(),
+                "pictures": hashlib.sha256(" ".join(pool.map(_content, paths)).encode()).hexdigest(),
                 "count": len(paths),
                 "row": shape,
             }
@@ -144,9 +142,14 @@ class FeatureCache:
             store = RowStore(self.folder / key, header, 2 * shape[0] * shape[1])
             if not store.verify() or store.done < len(paths):
                 encode = _Encode(encoder.to(device).eval(), torch.device(device), chosen)
-                bar = tqdm(total=len(paths), desc="encoding pictures", unit="picture", disable=not progress)
-                with bar, _locked(store.folder):
-                    _fill(store, encode, paths, image_ids, pool, batch_size, bar)
+                store.folder.mkdir(parents=True, exist_ok=True)
+                lock = OwnerLock(store.folder)
+                lock.acquire()
+                try:
+                    with tqdm(total=len(paths), desc="encoding pictures", unit="pic", disable=not progress) as bar:
+                        _fill(store, encode, paths, image_ids, pool, batch_size, bar)
+                finally:
+                    lock.release()
         skipped = tuple(Skip(image_ids[i], reason) for i, reason in store.skips.items())
         if not store.rows:
             first = f"{skipped[0].name}: {skipped[0].reason}"
@@ -178,9 +181,11 @@ def text_tokens(
         progress: Show a bar on stderr.
 
     Raises:
-        FeatureError: The encoder is not frozen, words are augmented, or values lie beyond float16.
+        FeatureError: No text, features that are not fixed, or values beyond float16.
     """
     _require_fixed(encoder, "word_augment", word_augment)
+    if not texts:
+        raise FeatureError("no texts: at least one is wanted")
     distinct = sorted(dict.fromkeys(texts), key=lambda text: (len(text), text))
     parts = [distinct[i : i + batch_size] for i in range(0, len(distinct), batch_size)]
     batches = [encoder.tokenize(part) for part in parts]
@@ -204,10 +209,7 @@ def text_tokens(
 
 
 def resolve_precision(device: str | torch.device, precision: Precision) -> Literal["fp32", "bf16"]:
-    """Return the precision a device computes in; FeatureError where bf16 is asked of a device without it.
-
-    bf16 counts where it is fast: GPUs that have it, CPUs with AVX-512 BF16 or AMX.
-    """
+    """Return how a device computes: bf16 where it is fast (GPUs; AVX-512 BF16, AMX), else FeatureError if it is asked."""
     kind = torch.device(device).type
     able = kind == "cuda" and torch.cuda.is_bf16_supported()
     if kind == "cpu":
@@ -272,17 +274,6 @@ def _fill(
         bar.update(len(loaded))
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = OwnerLock(folder)
-    lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _content(path: Path) -> str:
     try:
         return files.sha256(path)
@@ -302,8 +293,8 @@ def _to_half(values: NDArray[np.float32], names: Sequence[str]) -> NDArray[np.fl
     with np.errstate(over="ignore"):
         half = values.astype(np.float16)
     if not np.isfinite(half).all():
+        high, more = np.abs(values).max(), len(names) - 1
         raise FeatureError(
-            f"features up to {np.abs(values).max():g} do not fit float16 (65504), in one of {names[0]!r} and the "
-            f"{len(names) - 1} after it: set final_norm to true, or train without cache"
+            f"features up to {high:g} do not fit float16, in {names[0]!r} or the {more} after it: use no cache"
         )
     return half

@@ -1,8 +1,7 @@
-"""The two heads between an encoder's tokens and pooled vectors (method, section 2). Know tokens, no encoder, no blocks."""
+"""The two heads between tokens and pooled vectors (method, section 2). Know tokens, no encoder."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from avse.pooling import GPO

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -23,6 +24,7 @@ from avse.features import FeatureCache, text_tokens
 from avse.images import ImageError, read_image, to_pixels
 from avse.model import AVSE
 
+Rows = Sequence[int] | NDArray[np.int64]
 Augment = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
@@ -33,7 +35,7 @@ class ImageInputs(Protocol):
     """(n,) int64 rows of the data set that can be read; a batch names rows of these."""
     skipped: tuple[Skip, ...]
 
-    def batch(self, rows: Sequence[int], random: np.random.Generator | None = None) -> Tensor:
+    def batch(self, rows: Rows, random: np.random.Generator | None = None) -> Tensor:
         """Return pixels (B, 3, H, W) or features (B, G, W), float32; `random` augments."""
         ...
 
@@ -41,7 +43,7 @@ class ImageInputs(Protocol):
 class PixelInputs:
     """Pictures decoded when they are asked for, by a few threads.
 
-    All are decoded once at the start, so that one that cannot be read is listed before training and not met in its middle.
+    All are decoded once at the start: one that cannot be read is listed before training, not met in its middle.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class PixelInputs:
         )
         self.paths = [dataset.image_paths[row] for row in self.kept]
 
-    def batch(self, rows: Sequence[int], random: np.random.Generator | None = None) -> Tensor:
+    def batch(self, rows: Rows, random: np.random.Generator | None = None) -> Tensor:
         """Return pixels (B, 3, H, W)."""
         seeds = [None] * len(rows) if random is None else [int(s) for s in random.integers(1 << 62, size=len(rows))]
         return torch.from_numpy(np.stack(list(self.pool.map(self._load, [self.paths[row] for row in rows], seeds))))
@@ -85,7 +87,7 @@ class GridInputs:
         )
         self.kept, self.skipped = self.grids.kept, self.grids.skipped
 
-    def batch(self, rows: Sequence[int], random: np.random.Generator | None = None) -> Tensor:
+    def batch(self, rows: Rows, random: np.random.Generator | None = None) -> Tensor:
         """Return features (B, prefix + G, W)."""
         return self.grids.batch(rows)
 
@@ -155,7 +157,7 @@ def open_inputs(
             f"{dataset.name}, split {dataset.split}: none of {dataset.num_images} pictures can be read; "
             f"the first, {first.name}: {first.reason}"
         )
-    kept = dataset if len(images.kept) == dataset.num_images else dataset.subset(images.kept)
+    kept = dataset if len(images.kept) == dataset.num_images else dataset.subset(images.kept.tolist())
     return Inputs(kept, images, TextInputs(model.text_encoder, kept.captions, model.device))
 
 
@@ -181,9 +183,10 @@ class _Selected:
 
     def __init__(self, images: ImageInputs, rows: np.ndarray) -> None:
         self.images, self.rows = images, rows
-        self.kept, self.skipped = np.arange(len(rows)), ()
+        self.kept = np.arange(len(rows))
+        self.skipped: tuple[Skip, ...] = ()
 
-    def batch(self, rows: Sequence[int], random: np.random.Generator | None = None) -> Tensor:
+    def batch(self, rows: Rows, random: np.random.Generator | None = None) -> Tensor:
         return self.images.batch(self.rows[np.asarray(rows, np.int64)], random)
 
 

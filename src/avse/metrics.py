@@ -1,4 +1,4 @@
-"""Retrieval metrics: recall, ranks with ties, duplicate-aware matches, intervals and paired differences (method, section 5).
+"""Retrieval metrics: recall, ranks with ties, duplicates, intervals, paired differences (method, section 5).
 
 Works on a matrix of scores or on ranks; numpy alone. Ranks are 0-based inside, 1-based in reports; recalls are percent.
 """
@@ -87,7 +87,7 @@ class RetrievalReport(Protocol):
     shared_texts: float = 0.0
     """Share of the captions that stand, word for word, on more than one image."""
     ceiling: dict[str, float] = field(default_factory=dict)
-    """R@1 in percent of a model that knows every text by heart, ties against it: only texts of one image alone can hit."""
+    """R@1 in percent of a model that knows every text by heart: only texts of one image alone can hit."""
     interval: tuple[float, float] | None = None
     """Of the plain rSum: bootstrap over images."""
     meta: dict[str, Any] = field(default_factory=dict)
@@ -132,8 +132,8 @@ class RetrievalReport(Protocol):
             lines.append(f"rSum interval {self.interval[0]:.1f} to {self.interval[1]:.1f} (bootstrap over images)")
         if self.ceiling:
             lines.append(
-                f"{100 * self.shared_texts:.1f} % of the texts stand on several images; knowing every text by heart gives"
-                f" R@1 {self.ceiling['i2t']:.1f} i2t, {self.ceiling['t2i']:.1f} t2i in the plain protocol"
+                f"{100 * self.shared_texts:.1f} % of the texts stand on several images; knowing every text "
+                f"by heart gives R@1 {self.ceiling['i2t']:.1f} i2t, {self.ceiling['t2i']:.1f} t2i in the plain protocol"
             )
         told = {"images": len(self.ranks.i2t), "pairs": len(self.ranks.t2i), **self.meta}
         return "\n".join([*lines, ", ".join(f"{key} {value}" for key, value in told.items())])
@@ -165,7 +165,9 @@ def retrieval_metrics(
     scores = np.asarray(scores)
     text_to_image = np.asarray(text_to_image, dtype=np.int64)
     if scores.ndim != 2 or text_to_image.shape != scores.shape[1:]:
-        raise ValueError(f"scores have shape {scores.shape}, text_to_image {text_to_image.shape}: expected (n, m), (m,)")
+        raise ValueError(
+            f"scores have shape {scores.shape}, text_to_image {text_to_image.shape}: expected (n, m), (m,)"
+        )
     if not scores.size:
         raise ValueError(f"nothing to measure: scores have shape {scores.shape}")
     if text_to_image.min() < 0 or text_to_image.max() >= len(scores):
@@ -173,7 +175,7 @@ def retrieval_metrics(
     if not np.isfinite(scores).all():
         raise ValueError(f"{int((~np.isfinite(scores)).sum())} of {scores.size} scores are not finite")
     own = np.arange(len(scores))
-    plain = report_from_ranks(_ranks(scores, text_to_image, [{i} for i in own], text_to_image), ks)
+    plain = report_from_ranks(_ranks(scores, text_to_image, [{i} for i in own.tolist()], text_to_image), ks)
     if texts is None:
         return RetrievalReport(plain.i2t, plain.t2i, plain.ranks, meta=meta or {})
     if len(texts) != len(text_to_image):
@@ -239,7 +241,7 @@ def _count(scores: np.ndarray, matches: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _sharing(groups: np.ndarray, text_to_image: np.ndarray) -> tuple[float, dict[str, float]]:
-    """Share of captions standing on several images, and R@1 of a model that knows every text but not whose copy it is."""
+    """Share of captions standing on several images, and R@1 of a model that cannot tell their copies apart."""
     pairs = np.unique(np.stack([groups, text_to_image]), axis=1)
     shared = np.bincount(pairs[0])[groups] > 1
     reachable = len(np.unique(text_to_image[~shared])) / len(np.unique(text_to_image))
@@ -257,6 +259,7 @@ def resampled_rsums(
         seeds: the ranks of one system on one test set, one entry a training seed.
         resamples: R.
         seed: of the draws; systems resampled with one seed are paired.
+        ks: the K of the recalls that are summed.
 
     Returns:
         (R,) rSums in percent.
@@ -296,6 +299,9 @@ def paired_difference(
     Args:
         first: ranks of the one system, one entry a training seed.
         second: ranks of the other, with as many seeds, on the same pairs.
+        resamples: of the bootstrap.
+        confidence: of the interval.
+        seed: of the draws.
 
     Returns:
         {"mean", "ci", "p"}; p is at least 1 / (resamples + 1).
@@ -308,7 +314,9 @@ def paired_difference(
     for ranks in (*first, *second):
         if not np.array_equal(ranks.image_of_text, first[0].image_of_text):
             raise ValueError("the two systems were measured on different pairs; evaluate both on one test set")
-    mean = float(np.mean([report_from_ranks(r).rsum for r in first]) - np.mean([report_from_ranks(r).rsum for r in second]))
+    mean = float(
+        np.mean([report_from_ranks(r).rsum for r in first]) - np.mean([report_from_ranks(r).rsum for r in second])
+    )
     differences = resampled_rsums(first, resamples, seed) - resampled_rsums(second, resamples, seed)
     tail = min((differences <= 0).sum(), (differences >= 0).sum())
     return {

@@ -20,7 +20,6 @@ from avse import checkpoint, files
 from avse.config import ModelConfig
 from avse.encoders import ImageEncoder, TextEncoder, build_image_encoder, build_text_encoder
 from avse.heads import ImageHead, TextHead, unit_blocks
-from avse.images import ImageSource
 from avse.sampling import RadialBiasSampling
 from avse.scoring import aeom
 
@@ -53,9 +52,7 @@ class AVSE(nn.Module):
             config.num_views, config.keep, config.keep_eval, config.alpha, config.sampling, config.count_prefix
         )
         self.image_head = ImageHead(self.image_encoder.width, config.embed_dim, config.image_dropout)
-        self.text_head = TextHead(
-            self.text_encoder.width, config.embed_dim, config.dropout, config.masked_batch_norm
-        )
+        self.text_head = TextHead(self.text_encoder.width, config.embed_dim, config.dropout, config.masked_batch_norm)
         self.folder: Path | None = None
         self._fingerprint: str | None = None
 
@@ -121,7 +118,8 @@ class AVSE(nn.Module):
             inputs = encoder(inputs)
         elif inputs.ndim != 3 or inputs.shape[2] != encoder.width:
             raise ValueError(
-                f"inputs have shape {tuple(inputs.shape)}; expected pixels (B, 3, H, W) or features (B, G, {encoder.width})"
+                f"inputs have shape {tuple(inputs.shape)}; expected pixels (B, 3, H, W) or "
+                f"features (B, G, {encoder.width})"
             )
         elif stage == "input" and self.config.num_views > 1:
             raise ValueError(
@@ -146,9 +144,7 @@ class AVSE(nn.Module):
         """Embed pixels (B, 3, H, W) [, cells (B, V, K)] into unit blocks (B, P, C)."""
         return unit_blocks(self.unit_views(self.embed_views(pixel_values, None, patch_indices)), self.block_width)
 
-    def embed_features(
-        self, grid: Tensor, mask: Tensor | None = None, patch_indices: Tensor | None = None
-    ) -> Tensor:
+    def embed_features(self, grid: Tensor, mask: Tensor | None = None, patch_indices: Tensor | None = None) -> Tensor:
         """Embed token features (B, G, W), prefix tokens first, [mask (B, G), cells (B, V, K)] into blocks (B, P, C)."""
         return unit_blocks(self.unit_views(self.embed_views(grid, mask, patch_indices)), self.block_width)
 
@@ -191,7 +187,9 @@ class AVSE(nn.Module):
             raise ValueError(f"patch_indices have shape {tuple(patch_indices.shape)}; expected {(*expected, 'K')}")
         if not 0 <= int(patch_indices.min()) <= int(patch_indices.max()) < cells:
             low, high = int(patch_indices.min()), int(patch_indices.max())
-            raise ValueError(f"patch_indices lie in {low}..{high}; the {grid[0]}x{grid[1]} grid has cells 0..{cells - 1}")
+            raise ValueError(
+                f"patch_indices lie in {low}..{high}; the {grid[0]}x{grid[1]} grid has cells 0..{cells - 1}"
+            )
         return patch_indices.to(self.device)
 
     # Pictures and sentences in, numpy out.
@@ -240,7 +238,7 @@ class AVSE(nn.Module):
     def similarity(self, images: np.ndarray, texts: np.ndarray) -> np.ndarray:
         """Score image blocks (n, P, C) against text blocks (m, Q, C) -> (n, m): S = Σ_j max_i <v_i, t_j>.
 
-        The similarity is not symmetric. With P = Q the two sides cannot be told apart by their shape: images come first.
+        The similarity is not symmetric. With P = Q the two sides cannot be told apart by shape: images come first.
 
         Raises:
             ValueError: the block counts are not the model's (P, Q) or the width is not C.
@@ -249,9 +247,9 @@ class AVSE(nn.Module):
         if images.ndim != 3 or texts.ndim != 3 or (images.shape[1:], texts.shape[1:]) != expected:
             turned = images.ndim == texts.ndim == 3 and (texts.shape[1:], images.shape[1:]) == expected
             raise ValueError(
-                f"images have shape {images.shape}, texts {texts.shape}; this model has P = {self.num_image_blocks} image "
-                f"and Q = {self.num_text_blocks} text blocks of width {self.block_width}"
-                + ("; the two sides are exchanged: images come first" if turned else "")
+                f"images have shape {images.shape}, texts {texts.shape}; this model has "
+                f"P = {self.num_image_blocks} image and Q = {self.num_text_blocks} text blocks "
+                f"of width {self.block_width}" + ("; the two sides are exchanged: images come first" if turned else "")
             )
         return aeom(images, texts)
 
@@ -290,7 +288,8 @@ class AVSE(nn.Module):
         if not path.is_dir():
             if not allow_download:
                 raise checkpoint.CheckpointError(
-                    f"no model folder {str(folder)!r}; train one (avse train) or, for a hub id, pass allow_download=True"
+                    f"no model folder {str(folder)!r}; train one (avse train) or, for a hub "
+                    "id, pass allow_download=True"
                 )
             from huggingface_hub import snapshot_download
 

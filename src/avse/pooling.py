@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,9 +59,9 @@ class GPO(nn.Module):
         if mask is None:
             weights = self.weights(torch.tensor([count]))[0].to(tokens.dtype)
             if tokens.device.type == "cpu" and tokens.dtype == torch.float32:
-                return cast(Tensor, _SortedSum.apply(columns.contiguous(), weights))
+                return _SortedSum.apply(columns.contiguous(), weights)  # type: ignore[no-untyped-call]
             return columns.contiguous().sort(dim=-1, descending=True).values @ weights
-        distinct, which = mask.sum(dim=1).unique(return_inverse=True)
+        distinct, which = torch.unique(mask.sum(dim=1), return_inverse=True)
         weights = self.weights(distinct)[which].to(tokens.dtype)
         longest = weights.shape[1]
         low = torch.finfo(tokens.dtype).min

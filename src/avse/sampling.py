@@ -100,7 +100,7 @@ def evaluation_views(grid: tuple[int, int], num_views: int, keep: int) -> Tensor
 
 
 def kept_cells(cells: int, keep: float, count_prefix: bool = False) -> int:
-    """Return K for a share `keep` of G cells: floor(keep·G), or the authors' int(keep·(G+1)) capped at G; at least 1."""
+    """Return K for a share `keep` of G cells: floor(keep·G), or the authors' int(keep·(G+1)) up to G; at least 1."""
     wanted = int(keep * (cells + 1)) if count_prefix else math.floor(keep * cells + 1e-9)
     return max(1, min(cells, wanted))
 

@@ -45,7 +45,7 @@ class TrainResult:
     """What a training left."""
 
     history: list[dict[str, Any]]
-    """One entry an epoch: epoch, rates, loss parts, skipped steps, validation figures. No times: equal runs are equal."""
+    """One entry an epoch: rates, loss parts, skipped steps, validation figures. No times: equal runs are equal."""
     best_epoch: int
     best_rsum: float
     seconds: dict[str, float]
@@ -176,8 +176,9 @@ class Trainer:
                 skipped, in_a_row = skipped + 1, in_a_row + 1
                 if in_a_row > self.config.max_nan_steps:
                     raise TrainingError(
-                        f"loss or gradient not finite in {in_a_row} steps in a row (epoch {epoch}, step {self.state.step}); "
-                        f"lower train.lr ({self.config.lr:g}) or train.encoder_lr ({self.config.encoder_lr:g}), or use fp32"
+                        f"loss or gradient not finite in {in_a_row} steps in a row (epoch {epoch}, step "
+                        f"{self.state.step}); lower train.lr ({self.config.lr:g}) or train.encoder_lr "
+                        f"({self.config.encoder_lr:g}), or use fp32"
                     )
             else:
                 in_a_row, steps = 0, steps + 1

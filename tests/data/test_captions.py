@@ -51,7 +51,8 @@ def test_jsonl(folder):
 
 
 def test_csv_with_mark_and_quotes(folder):
-    rows = '\ufeffimage,Caption,split,place\r\na.png,"one, two\nlines",test,here\r\na.png,again,test,\r\n\r\nb.png,b,val,\r\n'
+    rows = '\ufeffimage,Caption,split,place\r\na.png,"one, two\nlines",test,here\r\na.png,again,test,\r\n'
+    rows += "\r\nb.png,b,val,\r\n"
     (folder / "captions.csv").write_bytes(rows.encode())
     data = load_dataset(folder)
     assert data.image_ids == ("a.png",) and data.captions == ("one, two\nlines", "again")

@@ -80,10 +80,8 @@ def test_fields_that_do_not_fit_are_refused(data):
 
 
 def test_split_by_hash_is_fixed_and_about_80_10_10():
-    assert [split_by_hash(name) for name in ("a.jpg", "b.jpg", "c.jpg", "d.jpg")] == FIXED
+    # the first 16 hexadecimal digits of their SHA-256 are these shares of 2**64: 0.3149, 0.8536, 0.9656
+    assert [split_by_hash(name) for name in ("a.jpg", "3.jpg", "13.jpg")] == ["train", "val", "test"]
     counts = Counter(split_by_hash(f"{i}.jpg") for i in range(20_000))
     assert abs(counts["train"] / 20_000 - 0.8) < 0.01
     assert abs(counts["val"] / 20_000 - 0.1) < 0.01
-
-
-FIXED = ["train", "train", "train", "train"]

@@ -26,7 +26,9 @@ def naive(images, texts):
     return out
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (3, 4, 4, 2, 8), (7, 2, 8, 4, 32), (5, 9, 1, 3, 5), (2, 1, 3, 1, 2)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 1, 1), (3, 4, 4, 2, 8), (7, 2, 8, 4, 32), (5, 9, 1, 3, 5), (2, 1, 3, 1, 2)]
+)
 def test_equals_naive_loop(shape):
     n, m, p, q, c = shape
     random = np.random.default_rng(sum(shape))

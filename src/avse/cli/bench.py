@@ -11,7 +11,9 @@ BENCHES = ("scoring",)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("what", nargs="?", choices=BENCHES, default="scoring", help="what to measure (default: scoring)")
+    parser.add_argument(
+        "what", nargs="?", choices=BENCHES, default="scoring", help="what to measure (default: scoring)"
+    )
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--texts", type=int, default=5000)
     parser.add_argument("--shape", default="8,4,256", help="P,Q,C (default: 8,4,256)")
@@ -44,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     images, texts = units(args.images, blocks), units(args.texts, queries)
 
     def einsum() -> torch.Tensor:
-        parts = [torch.einsum("npc,mqc->nmqp", images, part).amax(-1).sum(-1) for part in texts.split(256)]
+        parts = [torch.einsum("npc,mqc->nmqp", images, part).amax(-1).sum(-1) for part in torch.split(texts, 256)]
         return torch.cat(parts, dim=1)
 
     ways = {"avse.scoring.aeom": lambda: aeom(images, texts), "einsum + max, 256 texts at a time": einsum}
@@ -56,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
             scores = way()
             if turn:
                 times[name].append(time.perf_counter() - started)
-            elif (error := float((scores[:50, :200] - truth).abs().max())) > 1e-5:
-                raise RuntimeError(f"{name} differs from float64 by {error:.1e}")
+            elif (worst := float((scores[:50, :200] - truth).abs().max())) > 1e-5:
+                raise RuntimeError(f"{name} differs from float64 by {worst:.1e}")
     work = 2 * args.images * args.texts * blocks * queries * width
     base = statistics.median(times["einsum + max, 256 texts at a time"])
     for name, seconds in times.items():
@@ -71,5 +73,7 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             common.emit({**row, "shape": [args.images, args.texts, blocks, queries, width], "threads": args.threads})
         else:
-            print(f"{name:36} {row['seconds']:8.3f} s  {row['gflops']:7.1f} GFLOP/s  {row['ratio']:5.2f}x the einsum way")
+            print(
+                f"{name:36} {row['seconds']:8.3f} s  {row['gflops']:7.1f} GFLOP/s  {row['ratio']:5.2f}x the einsum way"
+            )
     return 0

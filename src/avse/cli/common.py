@@ -51,7 +51,9 @@ def device_of(args: argparse.Namespace) -> str:
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name}: not usable here ({str(error).splitlines()[0]}); try --device cpu") from error
+        raise ValueError(
+            f"--device {name}: not usable here ({str(error).splitlines()[0]}); try --device cpu"
+        ) from error
     return name
 
 

@@ -30,7 +30,12 @@ def run(args: argparse.Namespace) -> int:
     dataset = load_dataset(args.data, root=args.root, split=args.split)
     common.tell(dataset)
     report = evaluate(
-        model, dataset, batch_size=args.batch_size, bootstrap=args.bootstrap, cache=args.cache, meta={"model": args.model}
+        model,
+        dataset,
+        batch_size=args.batch_size,
+        bootstrap=args.bootstrap,
+        cache=args.cache,
+        meta={"model": args.model},
     )
     if args.json:
         common.emit(report.to_dict())

@@ -10,11 +10,15 @@ from avse.cli import common
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("data", nargs="?", help="folder with captions.jsonl or captions.csv (default: data.source)")
-    parser.add_argument("--out", required=True, help="folder for model/, checkpoint/, history.json, curves.png, run.json")
+    parser.add_argument(
+        "--out", required=True, help="folder for model/, checkpoint/, history.json, curves.png, run.json"
+    )
     common.add_recipe(parser)
     parser.add_argument("--preset", help="change the recipe into a preset: avse, official, vse_infinity, …")
     parser.add_argument("--root", help="the picture folder, where it is not beside the captions")
-    parser.add_argument("--cache", help="folder for the grids of a frozen encoder (default: data.cache, else .cache/avse)")
+    parser.add_argument(
+        "--cache", help="folder for the grids of a frozen encoder (default: data.cache, else .cache/avse)"
+    )
     parser.add_argument("--seed", type=int, help="seed of heads, batches and views (default: train.seed)")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     common.add_device(parser)

@@ -167,7 +167,10 @@ def texts_of(metas: Sequence[ClipMeta], tag_counts: Counter[str]) -> list[str]:
     caption = ", ".join(sorted(tags, key=lambda tag: (tag_counts[tag], tag))[:MOST_TAGS])
     if not set(same(caption).split()) <= {word for text in texts for word in same(text).split()}:
         texts.append(caption)
-    return list({same(text): text for text in reversed(texts) if text}.values())[::-1]
+    distinct: dict[str, str] = {}
+    for text in filter(None, texts):
+        distinct.setdefault(same(text), text)
+    return list(distinct.values())
 
 
 def title_group(title: str) -> str:

@@ -118,6 +118,13 @@ class PairDataset:
             records=tuple(self.records[i] for i in chosen),
         )
 
+    def first_by_hash(self, count: int) -> PairDataset:
+        """Return at most ``count`` images, those whose ids have the smallest SHA-256: the same everywhere."""
+        if count >= self.num_images:
+            return self
+        order = sorted(range(self.num_images), key=lambda i: hashlib.sha256(self.image_ids[i].encode()).digest())
+        return self.subset(sorted(order[:count]))
+
     def fingerprint(self) -> str:
         """Return the SHA-256 of ids and captions, in order; pictures' contents are not part of it."""
         digest = hashlib.sha256()

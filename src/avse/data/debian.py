@@ -32,9 +32,9 @@ def download_packages(names: Sequence[str], folder: Path) -> dict[str, Path]:
     options += ["Acquire::http::Timeout=30", "Acquire::https::Timeout=30"]
     apt = ["apt-get", "-qq", *(part for option in options for part in ("-o", option))]
     log.info("reading the package lists (apt-get update, in a folder of its own)")
-    _run([*apt, "update"], folder, _UPDATE_LIMIT_S)
+    _run("apt-get update", [*apt, "update"], folder, _UPDATE_LIMIT_S)
     log.info("downloading %s (this may take minutes)", " and ".join(names))
-    _run([*apt, "download", *names], folder, _DOWNLOAD_LIMIT_S)
+    _run("apt-get download", [*apt, "download", *names], folder, _DOWNLOAD_LIMIT_S)
     return find_packages(names, folder)
 
 
@@ -60,17 +60,18 @@ def unpack_package(package: Path, folder: Path) -> None:
     Raises:
         DebianError: No dpkg, or a damaged package.
     """
-    _run(["dpkg", "-x", str(package.resolve()), str(folder.resolve())], folder, _UNPACK_LIMIT_S)
+    command = ["dpkg", "-x", str(package.resolve()), str(folder.resolve())]
+    _run(f"dpkg -x {package.name}", command, folder, _UNPACK_LIMIT_S)
 
 
-def _run(command: list[str], folder: Path, limit_s: int) -> None:
+def _run(step: str, command: list[str], folder: Path, limit_s: int) -> None:
     if shutil.which(command[0]) is None:
         raise DebianError(f"{command[0]} is not on this machine (it is part of Debian and Ubuntu)")
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=limit_s, check=False)
     except subprocess.TimeoutExpired as error:
-        raise DebianError(f"{command[0]} was not done after {limit_s} s") from error
+        raise DebianError(f"{step} was not done after {limit_s} s") from error
     if done.returncode != 0:
         lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith(("E:", "dpkg"))] or lines[-3:]
-        raise DebianError(f"{' '.join((command[0], command[-2]))} failed ({done.returncode}): {'; '.join(errors[:3])}")
+        errors = [line for line in lines if line.startswith("E:")] or lines[-1:] or ["it said nothing"]
+        raise DebianError(f"{step} failed ({done.returncode}): {'; '.join(errors[:3])}")

@@ -35,7 +35,7 @@ from avse.data.clipmeta import (
 from avse.data.dataset import SPLITS, Skip, split_by_hash
 from avse.data.debian import DebianError, download_packages, find_packages, unpack_package
 from avse.files import sha256, write_json, write_text
-from avse.images import ImageError, read_image
+from avse.images import ImageError, check_image, read_image
 
 log = logging.getLogger(__name__)
 
@@ -202,9 +202,9 @@ def _render_all(tree: Path, pictures: list[Picture], out: Path, size: int) -> tu
 
 def _render(png: Path, target: Path, size: int) -> str:
     """Write a picture without its transparent margins at the middle of a white square; return its pixels' digest."""
-    image = read_image(png)
+    check_image(png)
     with Image.open(png) as raw:
-        image = image.crop(raw.convert("RGBA").getchannel("A").getbbox())
+        image = read_image(raw).crop(raw.convert("RGBA").getchannel("A").getbbox())
     scale = size * (1 - 2 * MARGIN) / max(image.size)
     fitted = image.resize((_scaled(image.width, scale), _scaled(image.height, scale)), Image.Resampling.BICUBIC)
     square = Image.new("RGB", (size, size), "white")

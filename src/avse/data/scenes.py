@@ -53,15 +53,14 @@ class Part:
         """Say all of it in one of five ways."""
         pattern = "" if self.pattern == "plain" else self.pattern
         looks = " ".join(word for word in (self.size, pattern, self.colour, self.shape) if word)
-        article = "an" if looks[0] in "aeiou" else "a"
-        place = PLACES[self.place]
+        plain, place = f"{self.colour} {self.shape}", PLACES[self.place]
         further = " and ".join(word for word in (self.size, pattern) if word)
         return (
-            f"{article} {looks} {place}",
-            f"there is {article} {looks} {place}",
-            f"{place} there is {article} {looks}",
+            f"{_one(looks)} {place}",
+            f"there is {_one(looks)} {place}",
+            f"{place} there is {_one(looks)}",
             f"the {self.shape} {place} is {self.colour}" + (f", {further}" if further else ""),
-            f"{article} {self.colour} {self.shape} {place}" + (f", {further}" if further else ""),
+            f"{_one(plain)} {place}" + (f", {further}" if further else ""),
         )[self.wording]
 
 
@@ -167,6 +166,10 @@ def _ground(random: Random, size: int) -> Image.Image:
             paint.line((at, 0, at, size), fill=second)
             paint.line((0, at, size, at), fill=second)
     return image
+
+
+def _one(thing: str) -> str:
+    return f"{'an' if thing[0] in 'aeiou' else 'a'} {thing}"
 
 
 def _pick(random: Random, values: list[T] | tuple[T, ...]) -> T:

@@ -20,8 +20,8 @@ from avse.data.openclipart import OpenClipartUnavailable, build_openclipart
 from avse.data.scenes import make_scenes
 from avse.demo.report import write_report
 from avse.demo.systems import SYSTEMS, Measured, recipe_for, summarise, title_of, train_and_measure
-from avse.inputs import Inputs, open_inputs, select
 from avse.index import Index
+from avse.inputs import Inputs, open_inputs, select
 from avse.metrics import retrieval_metrics
 from avse.model import AVSE
 from avse.plots import draw_curves
@@ -196,4 +196,3 @@ def _timed(timings: dict[str, float], name: str) -> Iterator[None]:
     started = time.perf_counter()
     yield
     timings[name] = time.perf_counter() - started
-

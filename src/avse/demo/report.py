@@ -36,7 +36,9 @@ def table(report: dict[str, Any]) -> str:
             f"{name:20}    {recalls}   {row['rsum']['mean']:6.1f}  ({low:5.1f} to {high:5.1f})   "
             f"{aware['mean']:6.1f}  ({aware['ci'][0]:5.1f} to {aware['ci'][1]:5.1f})"
         )
-    lines.append("paired differences in test rSum, with 95 % intervals (bootstrap over images, and over seeds if several):")
+    lines.append(
+        "paired differences in test rSum, with 95 % intervals (bootstrap over images, and over seeds if several):"
+    )
     for name, row in report["differences"].items():
         low, high = row["ci"]
         lines.append(f"  {name:25} {row['mean']:+6.1f}  ({low:+6.1f} to {high:+6.1f})  p {row['p']:.3f}")
@@ -65,8 +67,8 @@ def _stands_with(report: dict[str, Any]) -> str:
     return (
         f"{report['dataset']}, test split: {images['test']} images, {report['pairs']} captions; trained on "
         f"{images['train']} images, epoch chosen on {images['val']} validation images; {report['resolution']} px, "
-        f"{report['precision']}, seeds {report['seeds']}; {100 * report['shared_texts']:.1f} % of the test captions stand "
-        f"on several pictures, so the plain R@1 of a model that knows every text is {ceiling['i2t']:.1f} i2t, "
+        f"{report['precision']}, seeds {report['seeds']}; {100 * report['shared_texts']:.1f} % of the test captions "
+        f"stand on several pictures, so the plain R@1 of a model that knows every text is {ceiling['i2t']:.1f} i2t, "
         f"{ceiling['t2i']:.1f} t2i"
     )
 
@@ -74,7 +76,18 @@ def _stands_with(report: dict[str, Any]) -> str:
 def _page(out: Path, report: dict[str, Any]) -> str:
     head = "".join(
         f"<th>{h}</th>"
-        for h in ("system", "i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10", "rSum", "interval", "duplicate-aware rSum")
+        for h in (
+            "system",
+            "i2t R@1",
+            "R@5",
+            "R@10",
+            "t2i R@1",
+            "R@5",
+            "R@10",
+            "rSum",
+            "interval",
+            "duplicate-aware rSum",
+        )
     )
     rows = []
     for name, row in report["systems"].items():
@@ -101,8 +114,8 @@ def _page(out: Path, report: dict[str, Any]) -> str:
 {_image(out / "searches.png", "contact sheet of the searches")}
 <h2>Figures on the test split</h2>
 <div class=wide><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>
-<p class=note>All systems share the frozen encoders, the features, the number of epochs and of tuning trials. Intervals are 95 %,
-by bootstrap over images (and over seeds where there are several), the gallery fixed.</p>
+<p class=note>All systems share the frozen encoders, the features, the number of epochs and of tuning trials.
+Intervals are 95 %, by bootstrap over images (and over seeds where there are several), the gallery fixed.</p>
 <h2>Paired differences in test rSum</h2>
 <table><thead><tr><th>pair</th><th>mean</th><th>95 % interval</th><th>p</th><th>duplicate-aware</th></tr></thead>
 <tbody>{differences}</tbody></table>

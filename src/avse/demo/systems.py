@@ -1,7 +1,7 @@
 """The systems that the demo compares: AVSE and three baselines, trained alike and measured on the same pairs.
 
-Every system is a shipped recipe of the same parts: the same encoders, cached features and number of epochs. Settings were
-chosen on the validation split with the same number of trials each (docs/log.md).
+Every system is a shipped recipe of the same parts: the same encoders, cached features and number of epochs. Settings
+were chosen on the validation split with the same number of trials each (docs/log.md).
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ def summarise(runs: dict[str, list[Measured]]) -> dict[str, Any]:
         for other in others
     }
     for other in others:
-        aware = [[m.duplicate_aware for m in runs[name]] for name in (first, other)]
-        differences[f"{first}-{other}"]["duplicate_aware"] = paired_difference(*aware)
+        ours, theirs = ([m.duplicate_aware for m in runs[name]] for name in (first, other))
+        differences[f"{first}-{other}"]["duplicate_aware"] = paired_difference(ours, theirs)
     return {"systems": systems, "differences": differences}
 
 

@@ -66,6 +66,7 @@ class Index:
         *,
         store: str = "embedded",
         side: Side = "images",
+        source: str | Path | None = None,
         force: bool = False,
     ) -> Index:
         """Make an empty index in the new folder ``path`` and open it.
@@ -75,6 +76,7 @@ class Index:
             model: The encoder, or the folder of a saved model.
             store: "embedded" (Qdrant Edge) or "memory" (exact scan of a mapped file).
             side: What is held, "images" or "texts"; texts need the memory store.
+            source: Folder that the payloads' "path" is relative to; `add_images` sets it by itself.
             force: Replace an index that is there.
 
         Raises:
@@ -96,7 +98,8 @@ class Index:
                 MemoryStore.create(temporary / store)
             else:
                 _embedded().create(temporary / store, layout)
-            Manifest(store, layout, folder, encoder.fingerprint).write(temporary)
+            root = relative_folder(Path(source), path) if source is not None else None
+            Manifest(store, layout, folder, encoder.fingerprint, root).write(temporary)
             replace_folder(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

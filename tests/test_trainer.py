@@ -1,0 +1,301 @@
+"""Training: same seed, same history; kills and resumption; NaN; selection; what is refused. On tiny made scenes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from avse.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig, TrainConfig
+from avse.data import load_dataset
+from avse.data.scenes import make_scenes
+from avse.evaluate import evaluate
+from avse.features import FeatureError
+from avse.files import ManifestError, verify_manifest
+from avse.inputs import open_inputs, select
+from avse.model import AVSE
+from avse.trainer import Trainer, TrainingError
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scenes") / "s"
+    make_scenes(folder, count=40, size=64, seed=0)
+    return {split: load_dataset(folder, split=split) for split in ("train", "val", "test")}
+
+
+@pytest.fixture
+def build(tiny_vit_folder, tiny_bert_folder):
+    def make(seed=0, image=None, text=None, **changes):
+        torch.manual_seed(seed)
+        config = ModelConfig(
+            image_encoder=ImageEncoderConfig(source=str(tiny_vit_folder), **(image or {})),
+            text_encoder=TextEncoderConfig(source=str(tiny_bert_folder), **(text or {})),
+            embed_dim=16,
+            block_width=8,
+            **changes,
+        )
+        return AVSE(config)
+
+    return make
+
+
+def settings(**changes):
+    return TrainConfig(**{"epochs": 3, "batch_size": 10, "lr": 2e-3, "size_augment": 0.2, **changes})
+
+
+def test_one_seed_one_history(build, scenes, tmp_path):
+    histories, scores = [], []
+    for name in ("a", "b"):
+        model = build()
+        result = Trainer(model, settings(), cache=tmp_path / "cache", progress=False).fit(
+            scenes["train"], scenes["val"], out=tmp_path / name
+        )
+        histories.append((tmp_path / name / "history.json").read_bytes())
+        scores.append(evaluate(model, scenes["test"]).to_dict())
+        assert result.best_rsum == max(entry["val"]["rsum"] for entry in result.history)
+    assert histories[0] == histories[1] and scores[0] == scores[1]
+    other = Trainer(build(), settings(seed=1), cache=tmp_path / "cache", progress=False)
+    assert json.dumps(other.fit(scenes["train"], scenes["val"]).history) != histories[0].decode()
+
+
+def test_the_run_folder_holds_the_best_epoch(build, scenes, tmp_path):
+    model = build()
+    trainer = Trainer(model, settings(), cache=tmp_path / "cache", progress=False)
+    result = trainer.fit(scenes["train"], scenes["val"], out=tmp_path / "run")
+    again = AVSE.from_pretrained(tmp_path / "run" / "model")
+    report = evaluate(again, scenes["val"], bootstrap=50)
+    assert report.rsum == pytest.approx(result.best_rsum, abs=1e-9)
+    assert report.interval[0] <= report.rsum + 1e-9 <= report.interval[1] + 1e-9
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["best_epoch"] == result.best_epoch and run["seconds"]["train"] > 0
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
+    verify_manifest(tmp_path / "run" / "checkpoint")
+
+
+def test_resumed_equals_never_stopped(build, scenes, tmp_path):
+    cache = tmp_path / "cache"
+    whole = Trainer(build(), settings(), cache=cache, progress=False)
+    whole.fit(scenes["train"], scenes["val"], out=tmp_path / "whole")
+
+    class Stop(Exception):
+        pass
+
+    def stop(entry):
+        if entry["epoch"] == 1:
+            raise Stop
+
+    with pytest.raises(Stop):
+        Trainer(build(), settings(), cache=cache, progress=False).fit(
+            scenes["train"], scenes["val"], out=tmp_path / "parts", on_epoch=stop
+        )
+    model = build(seed=5)  # its weights come from the checkpoint
+    Trainer(model, settings(), cache=cache, progress=False).fit(
+        scenes["train"], scenes["val"], out=tmp_path / "parts", resume=True
+    )
+    assert (tmp_path / "parts" / "history.json").read_bytes() == (tmp_path / "whole" / "history.json").read_bytes()
+    weights = [(tmp_path / n / "model" / "model.safetensors").read_bytes() for n in ("whole", "parts")]
+    assert weights[0] == weights[1]
+
+
+def test_resume_refuses_other_settings_data_and_damage(build, scenes, tmp_path):
+    cache, out = tmp_path / "cache", tmp_path / "run"
+    Trainer(build(), settings(epochs=1), cache=cache, progress=False).fit(scenes["train"], scenes["val"], out=out)
+    with pytest.raises(TrainingError, match="another config: epochs 1 there, 2 now"):
+        Trainer(build(), settings(epochs=2), cache=cache, progress=False).fit(
+            scenes["train"], scenes["val"], out=out, resume=True
+        )
+    with pytest.raises(TrainingError, match="another val"):
+        Trainer(build(), settings(epochs=1), cache=cache, progress=False).fit(
+            scenes["train"], scenes["test"], out=out, resume=True
+        )
+    path = out / "checkpoint" / "last.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ManifestError, match="last.safetensors"):
+        Trainer(build(), settings(epochs=1), cache=cache, progress=False).fit(
+            scenes["train"], scenes["val"], out=out, resume=True
+        )
+
+
+def test_a_full_disk_leaves_the_former_checkpoint(build, scenes, tmp_path, monkeypatch):
+    from avse import checkpoint
+
+    cache, out = tmp_path / "cache", tmp_path / "run"
+    real, calls = checkpoint.save_tensors, []
+
+    def save(path, tensors):
+        calls.append(path)
+        if len(calls) > 2:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device", str(path))
+        real(path, tensors)
+
+    monkeypatch.setattr(checkpoint, "save_tensors", save)
+    with pytest.raises(OSError, match="No space left"):
+        Trainer(build(), settings(), cache=cache, progress=False).fit(scenes["train"], scenes["val"], out=out)
+    monkeypatch.setattr(checkpoint, "save_tensors", real)
+    verify_manifest(out / "checkpoint")
+    assert not list(out.glob(".*.tmp"))
+    result = Trainer(build(), settings(), cache=cache, progress=False).fit(
+        scenes["train"], scenes["val"], out=out, resume=True
+    )
+    assert [entry["epoch"] for entry in result.history] == [0, 1, 2]
+
+
+def test_not_finite_is_counted_then_fatal(build, scenes, tmp_path, monkeypatch):
+    trainer = Trainer(build(), settings(max_nan_steps=2, epochs=1), cache=tmp_path, progress=False)
+    real, calls = trainer._matching, []
+
+    def matching(scores, matches, epoch):
+        calls.append(0)
+        value = real(scores, matches, epoch)
+        return value * float("nan") if len(calls) == 2 else value
+
+    monkeypatch.setattr(trainer, "_matching", matching)
+    result = trainer.fit(scenes["train"], scenes["val"])
+    assert result.history[0]["skipped_steps"] == 1 and np.isfinite(result.history[0]["loss"])
+    trainer = Trainer(build(), settings(max_nan_steps=1, epochs=1), cache=tmp_path, progress=False)
+    monkeypatch.setattr(trainer, "_matching", lambda s, m, e: s.sum() * float("inf"))
+    with pytest.raises(TrainingError, match=r"not finite in 2 steps in a row .*train\.lr \(0\.002\)"):
+        trainer.fit(scenes["train"], scenes["val"])
+
+
+def test_first_epoch_all_negatives_then_the_hardest(build, scenes, tmp_path):
+    trainer = Trainer(build(), settings(hard_negative_start_epoch=1, infonce_warmup_epochs=0), cache=tmp_path)
+    scores, matches = torch.randn(6, 6), torch.eye(6, dtype=torch.bool)
+    everything = float(trainer._matching(scores, matches, 0))
+    hardest = float(trainer._matching(scores, matches, 1))
+    assert everything > hardest
+    warm = Trainer(build(), settings(infonce_warmup_epochs=2), cache=tmp_path)
+    assert float(warm._matching(scores, matches, 1)) == pytest.approx(float(warm.infonce(scores, matches)))
+    assert float(warm._matching(scores, matches, 2)) == pytest.approx(hardest)
+
+
+@pytest.mark.parametrize("epoch_of", ["images", "pairs"])
+def test_an_epoch_is_each_image_or_each_pair_once(build, scenes, epoch_of):
+    trainer = Trainer(build(), settings(epoch_of=epoch_of, batch_size=7))
+    data = scenes["train"]
+    batches = list(trainer._batches(data, np.random.default_rng(0)))
+    images, captions = (np.concatenate(part) for part in zip(*batches))
+    assert np.array_equal(data.text_to_image[captions], images)
+    if epoch_of == "images":
+        assert sorted(images) == list(range(data.num_images))
+        another = np.concatenate([c for _, c in trainer._batches(data, np.random.default_rng(1))])
+        assert set(another) != set(captions)
+    else:
+        assert sorted(captions) == list(range(data.num_pairs))
+    sizes = [len(part) for part, _ in batches]
+    assert max(sizes) <= 7 and max(sizes) - min(sizes) <= 1
+
+
+def test_fine_tuning_moves_the_encoders_at_their_own_rate(build, scenes):
+    model = build(image={"frozen": False, "sampling_stage": "input"}, text={"frozen": False})
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    config = settings(epochs=1, encoder_lr=1e-4, word_augment=True, image_augment=True, learn_temperature=True)
+    config = config.model_copy(update={"objective": "infonce"})
+    trainer = Trainer(model, config, progress=False)
+    result = trainer.fit(scenes["train"], scenes["val"])
+    assert np.isfinite(result.history[0]["loss"])
+    assert result.history[0]["lr"][0] / result.history[0]["lr"][1] == pytest.approx(config.lr / config.encoder_lr)
+    after = dict(model.named_parameters())
+    moved = {n.split(".")[0] for n in before if not torch.equal(before[n], after[n])}
+    assert moved == {"image_encoder", "text_encoder", "image_head", "text_head"}
+
+
+def test_what_cannot_be_is_refused(build, scenes, tmp_path):
+    with pytest.raises(FeatureError, match="image_augment"):
+        Trainer(build(), settings(image_augment=True), cache=tmp_path, progress=False).fit(
+            scenes["train"], scenes["val"]
+        )
+    with pytest.raises(FeatureError, match="sampling_stage"):
+        Trainer(build(image={"sampling_stage": "input"}), settings(), cache=tmp_path, progress=False).fit(
+            scenes["train"], scenes["val"]
+        )
+    with pytest.raises(TrainingError, match="word_augment is true, but the text encoder is frozen"):
+        Trainer(build(), settings(word_augment=True))
+    with pytest.raises(TrainingError, match="1 training picture"):
+        Trainer(build(), settings(), progress=False).fit(scenes["train"].subset([0]), scenes["val"])
+
+
+def test_an_unreadable_picture_is_listed_and_left_out(build, tmp_path):
+    make_scenes(tmp_path / "s", count=24, size=64, seed=1)
+    bad = load_dataset(tmp_path / "s", split="train").image_paths[0]
+    data = bad.read_bytes()
+    bad.write_bytes(data[: len(data) // 2])
+    train, val = (load_dataset(tmp_path / "s", split=s, check_images=False) for s in ("train", "val"))
+    for cache in (None, tmp_path / "cache"):
+        result = Trainer(build(), settings(epochs=1), cache=cache, progress=False).fit(
+            train, val, out=tmp_path / f"run{cache is None}"
+        )
+        assert [Path(s.name).name for s in result.skipped] == [bad.name]
+        run = json.loads((tmp_path / f"run{cache is None}" / "run.json").read_text())
+        assert bad.name in run["skipped"][0][0]
+
+
+def test_pixels_and_cached_grids_train_alike(build, scenes, tmp_path):
+    losses = []
+    for cache in (None, tmp_path / "cache"):
+        trainer = Trainer(build(), settings(epochs=1), cache=cache, progress=False)
+        losses.append(trainer.fit(scenes["train"], scenes["val"]).history[0]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)  # float16 grids
+
+
+def test_a_part_of_all_equals_the_split_itself(build, scenes, tmp_path):
+    model = build()
+    everything = load_dataset(scenes["train"].root, split="all")
+    whole = open_inputs(model, everything, cache=tmp_path)
+    part = select(whole, scenes["test"])
+    own = open_inputs(model, scenes["test"], cache=tmp_path)
+    rows = [2, 0, 1]
+    assert torch.equal(part.images.batch(rows), own.images.batch(rows))
+    assert (
+        evaluate(model, scenes["test"], inputs=part).to_dict() == evaluate(model, scenes["test"], inputs=own).to_dict()
+    )
+
+
+KILLED = """
+import sys, torch
+from avse.config import *
+from avse.data import load_dataset
+from avse.model import AVSE
+from avse.trainer import Trainer
+vit, bert, data, out, cache = sys.argv[1:]
+torch.set_num_threads(1)
+torch.manual_seed(0)
+model = AVSE(ModelConfig(image_encoder=ImageEncoderConfig(source=vit), text_encoder=TextEncoderConfig(source=bert),
+                         embed_dim=16, block_width=8))
+trainer = Trainer(model, TrainConfig(epochs=6, batch_size=10, lr=2e-3), cache=cache, progress=False)
+trainer.fit(load_dataset(data, split="train"), load_dataset(data, split="val"), out=out, resume=True,
+            on_epoch=lambda entry: print(entry["epoch"], flush=True))
+"""
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(12, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_and_resumed_equals_never_stopped(
+    kills, tiny_vit_folder, tiny_bert_folder, scenes, tmp_path
+):
+    def start(out):
+        command = [sys.executable, "-c", KILLED, str(tiny_vit_folder), str(tiny_bert_folder), str(scenes["train"].root)]
+        return subprocess.Popen([*command, str(out), str(tmp_path / "cache")], stdout=subprocess.PIPE, text=True)
+
+    whole = start(tmp_path / "whole")
+    assert whole.wait(120) == 0
+    random = np.random.default_rng(kills)
+    for _ in range(kills):
+        process = start(tmp_path / "parts")
+        process.stdout.readline()  # an epoch was reported done (or the run has ended)
+        time.sleep(float(random.uniform(0, 0.3)))
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+        process.wait(60)
+    assert start(tmp_path / "parts").wait(120) == 0
+    for name in ("history.json", "model/model.safetensors"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
