@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from avse import files
-from avse.data.dataset import Skip
+from avse.data import Skip
 from avse.encoders import ImageEncoder, TextEncoder
 from avse.images import ImageError
 from avse.index.lock import OwnerLock
@@ -209,7 +209,7 @@ def text_tokens(
 
 
 def resolve_precision(device: str | torch.device, precision: Precision) -> Literal["fp32", "bf16"]:
-    """Return how a device computes: bf16 where it is fast (GPUs; AVX-512 BF16, AMX), else FeatureError if it is asked."""
+    """Return how a device computes: bf16 where it is fast (GPU, AVX-512 BF16, AMX), else fp32."""
     kind = torch.device(device).type
     able = kind == "cuda" and torch.cuda.is_bf16_supported()
     if kind == "cpu":

@@ -82,6 +82,9 @@ def emit(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False))
 
 
-def quiet_threads() -> None:
-    """Keep tokenizers from warning about forked processes."""
+def prepare_process() -> None:
+    """Set up a process that will compute: memory is kept, tokenizers do not warn about threads."""
+    from avse.allocator import keep_freed_memory
+
+    keep_freed_memory()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from avse.demo import run_demo
     from avse.demo.report import next_commands, table
 
-    common.quiet_threads()
+    common.prepare_process()
     if args.seeds < 1:
         raise ValueError(f"--seeds {args.seeds}: at least one training is needed")
     out, data = Path(args.out), Path(args.data)

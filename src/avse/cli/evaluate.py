@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     from avse.data import load_dataset
     from avse.evaluate import evaluate
 
-    common.quiet_threads()
+    common.prepare_process()
     model = common.load_model(args.model, common.device_of(args))
     dataset = load_dataset(args.data, root=args.root, split=args.split)
     common.tell(dataset)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from avse.cli.common import add_device, add_force, add_json, device_of, emit
+from avse.cli.common import add_device, add_force, add_json, device_of, emit, prepare_process
 
 if TYPE_CHECKING:
     from avse.index import AddReport, Index
@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: Nothing to index, or an index of something else.
     """
+    prepare_process()
     from avse.images import list_images
 
     source = Path(args.source)

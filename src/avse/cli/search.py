@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from avse.cli.common import add_force, add_json, emit
+from avse.cli.common import add_force, add_json, emit, prepare_process
 
 if TYPE_CHECKING:
     from avse.index import Hit, Index
@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
         ValueError: Nothing to look for, or what `Index.search` refuses.
         FileExistsError: The sheet is there and not ``--force``.
     """
+    prepare_process()
     from avse.index import Index
 
     if args.query is None and args.image is None:

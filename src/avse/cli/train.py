@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from avse.model import AVSE
     from avse.trainer import Trainer
 
-    common.quiet_threads()
+    common.prepare_process()
     recipe = common.recipe_of(args)
     if args.preset:
         recipe = apply_preset(recipe, args.preset)
