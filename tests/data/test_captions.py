@@ -98,8 +98,8 @@ def test_pictures_in_images_or_elsewhere(folder, tmp_path):
         ('{"image": "C:\\\\b.png", "captions": ["x"]}', "leaves the folder"),
         ('{"image": "b.png", "captions": ["x"]}', r":2: 'b\.png' names no split, as 1 of 2 images"),
         (
-            '{"image": "a.png", "captions": ["x"], "split": "val"}',
-            r":2: 'a\.png' is in split 'val' here and in 'test' in line 1",
+            '{"image": "a.png", "captions": ["x"], "split": "dev"}',
+            r":2: 'a\.png' is in split 'dev' here and in 'test' in line 1",
         ),
     ],
 )
@@ -191,6 +191,26 @@ def test_nothing_left_says_what_was_found(folder):
     lines(folder, said("x.png", "x"), said("y.png", "x"), said("b.png"))
     with pytest.raises(ValueError, match=r"nothing usable in split 'test': 3 images listed.*2 missing, 1 no caption"):
         load_dataset(folder)
+
+
+def test_a_picture_in_two_splits_stays_where_it_measures(folder):
+    lines(
+        folder,
+        said("a.png", "x", split="train"),
+        said("b.png", "y", split="train"),
+        said("a.png", "x", split="test"),
+        said("a.png", "x", split="val"),
+        said("c.png", "z", split="val"),
+    )
+    parts = {split: load_dataset(folder, split=split) for split in ("train", "val", "test")}
+    assert {split: part.image_ids for split, part in parts.items()} == {
+        "train": ("b.png",),
+        "val": ("c.png",),
+        "test": ("a.png",),
+    }
+    assert parts["train"].skipped[0].reason == "in two splits: kept in 'test' (line 3), not in 'train'"
+    assert parts["val"].skipped[0].reason == "in two splits: kept in 'test' (line 3), not in 'val'"
+    assert parts["test"].skipped == () and load_dataset(folder, split="all").num_images == 3
 
 
 def test_unknown_split_lists_those_there_are(folder):

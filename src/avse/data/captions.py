@@ -2,7 +2,7 @@
 
 ``captions.jsonl`` has one object a line, ``{"image": "a.jpg", "captions": ["..."], "split": "train"}``; further fields
 are kept as the image's record. ``captions.csv`` has the columns image, caption and perhaps split, one caption a row.
-Pictures lie beside the file or in ``images/``. What the file says wrongly is an error that names file and line; a
+Pictures lie beside the file or in ``images/``. A picture listed in two splits stays in the one that measures. What the file says wrongly is an error that names file and line; a
 picture or caption that cannot be used is a listed skip.
 """
 
@@ -35,6 +35,7 @@ class _Entry:
     captions: list[str] = field(default_factory=list)
     record: dict[str, Any] = field(default_factory=dict)
     skipped: list[Skip] = field(default_factory=list)
+    dropped: str = ""
 
 
 def load_dataset(
@@ -65,7 +66,7 @@ def load_dataset(
     skipped: list[Skip] = []
     for entry in chosen:
         skipped += entry.skipped
-        reason = _unusable(path, folder, entry, check_images)
+        reason = entry.dropped or _unusable(path, folder, entry, check_images)
         if reason:
             skipped.append(Skip(entry.image, reason))
         else:
@@ -176,21 +177,33 @@ def _entry(
 
 def _merge(path: Path, entries: Iterator[_Entry]) -> list[_Entry]:
     merged: dict[str, _Entry] = {}
+    dropped: list[_Entry] = []
     for entry in entries:
         first = merged.setdefault(entry.image, entry)
         if first is entry:
             continue
         if first.split != entry.split:
-            raise ValueError(
-                f"{path}:{entry.line}: {entry.image!r} is in split {entry.split!r} here and in {first.split!r} in line "
-                f"{first.line}: one image belongs to one split, take one line out"
-            )
+            kept, other = sorted((first, entry), key=_rank, reverse=True)
+            if _rank(kept) == _rank(other):
+                raise ValueError(
+                    f"{path}:{entry.line}: {entry.image!r} is in split {entry.split!r} here and in {first.split!r} in "
+                    f"line {first.line}: one image belongs to one split, take one line out"
+                )
+            other.dropped = f"in two splits: kept in {kept.split!r} (line {kept.line}), not in {other.split!r}"
+            merged[entry.image] = kept
+            dropped.append(other)
+            continue
         first.captions += entry.captions
         first.skipped += entry.skipped
         first.record = {**entry.record, **first.record}
     if not merged:
         raise ValueError(f"{path}: no images in it")
-    return list(merged.values())
+    return [*merged.values(), *dropped]
+
+
+def _rank(entry: _Entry) -> int:
+    """A picture in two splits is kept out of training, and out of selection where it measures."""
+    return {"train": 0, "val": 1}.get(entry.split or "", 2)
 
 
 def _picture_folder(path: Path, entries: list[_Entry], root: str | Path | None) -> Path:
