@@ -31,8 +31,6 @@ def test_wrong_values_name_key_limit_and_value():
         parse(ModelConfig, {"keep": 1.5})
     with pytest.raises(ConfigError, match="objective"):
         load_recipe(None, ["train.objective=softmax"])
-    with pytest.raises(ConfigError, match="expected section.key=value"):
-        load_recipe(None, ["train.lr"])
 
 
 def test_blocks_must_divide_the_width():
@@ -61,14 +59,65 @@ def test_shipped_recipes_all_parse():
         load_recipe("dmeo")
 
 
-def test_broken_yaml_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"a: [", "r.yaml: not readable as YAML: line 1, column 5: expected the node content"),
+        (b"train:\n  lr: 2020-13-45\n", "r.yaml: not readable as YAML: month must be in 1..12"),
+        (b"\xff\xfe", "r.yaml: not readable as YAML: .*decode"),
+        (b"- 1\n", "r.yaml: expected a mapping of sections, found list"),
+        (b"1: 2\n", "key 1 in Recipe is no name: put it in quotes"),
+        (b"train:\n  1: 2\n", "key 1 in train is no name"),
+        (b"train: 5\n", "train: .*valid dictionary.*got 5"),
+        (b"eval:\n  bootstrap: 5\n", "unknown key 'eval'; known are data, model, train"),
+    ],
+)
+def test_wrong_yaml_is_named_in_one_line(tmp_path, text, message):
     path = tmp_path / "r.yaml"
-    path.write_text("a: [")
-    with pytest.raises(ConfigError, match="not readable as YAML"):
+    path.write_bytes(text)
+    with pytest.raises(ConfigError, match=message) as failure:
         load_recipe(path)
-    path.write_text("- 1\n")
-    with pytest.raises(ConfigError, match="expected a mapping"):
-        load_recipe(path)
+    assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.lr=[", r"--set 'train\.lr=\[': the value is not YAML: line 1, column 2"),
+        ("train.lr", "expected section.key=value"),
+        ("=5", "unknown key ''; known are data, model, train"),
+        ("train={1: 2}", "key 1 in train is no name"),
+        ("train.clip_norm.x=3", "train.clip_norm: .*valid number"),
+    ],
+)
+def test_wrong_overrides_are_named_in_one_line(override, message):
+    with pytest.raises(ConfigError, match=message) as failure:
+        load_recipe(None, [override])
+    assert "\n" not in str(failure.value)
+
+
+def test_the_file_then_the_preset_then_single_settings(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("model: {embed_dim: 64, block_width: 16}\ntrain: {decorrelation_weight: 2.0, epochs: 3}\n")
+    recipe = load_recipe(path, preset="infonce")
+    assert (recipe.model.num_views, recipe.model.embed_dim, recipe.model.block_width) == (1, 64, 64)
+    assert (recipe.train.decorrelation_weight, recipe.train.epochs, recipe.train.objective) == (0.0, 3, "infonce")
+    changed = load_recipe(path, ["train.decorrelation_weight=0.5", "model.block_width=32"], "infonce")
+    assert changed.train.decorrelation_weight == 0.5 and changed.model.block_width == 32
+    # one block stays one block, whatever width is asked for
+    narrow = load_recipe(path, ["model.embed_dim=24"], "vse_infinity").model
+    assert (narrow.embed_dim, narrow.block_width, narrow.num_text_blocks) == (24, 24, 1)
+    assert load_recipe(path, [], "vse_infinity_wide").model.block_width == 128
+    with pytest.raises(ConfigError, match="did you mean 'infonce'"):
+        load_recipe(path, [], "infonec")
+
+
+def test_the_official_preset_says_which_encoders_it_needs():
+    with pytest.raises(ConfigError, match="model.image_encoder.source=FOLDER and model.text_encoder.source=FOLDER"):
+        load_recipe(preset="official")
+    recipe = load_recipe(None, ["model.image_encoder.source=vit", "model.keep_eval=0.5"], "official")
+    assert recipe.model.image_encoder.sampling_stage == "input" and recipe.model.keep_eval == 0.5
+    assert load_recipe(None, ["model.image_encoder.sampling_stage=output"], "official").model.embed_dim == 1024
 
 
 def test_presets_are_the_same_parts():

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 SRC = ROOT / "src" / "avse"
 FLOORS = {
     # ground: knows nothing of the others
-    "allocator": 0, "config": 0, "files": 0, "images": 0, "texts": 0, "plots": 0, "sampling": 0, "pooling": 0, "scoring": 0,
+    "allocator": 0, "config": 0, "files": 0, "images": 0, "texts": 0, "plots": 0,
+    "sampling": 0, "pooling": 0, "scoring": 0,
     "losses": 1, "metrics": 1, "heads": 1,
     "encoders": 2, "data": 2, "checkpoint": 2, "index": 2, "rowstore": 2, "sheet": 2,
     "model": 3, "features": 3,

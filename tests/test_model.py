@@ -192,3 +192,17 @@ def test_frozen_encoders_stay_frozen_and_fine_tuned_ones_learn(tiny_vit_folder, 
 def test_swin_bert_works_end_to_end(tiny_swin_folder, tiny_bert_folder, pictures):
     model = build(tiny_swin_folder, tiny_bert_folder).eval()
     assert model.encode_images(pictures).shape == (7, 4, 8)
+
+
+def test_the_encoders_that_ship_give_the_same_rows_alone_in_any_batch_and_order(pictures):
+    torch.manual_seed(0)
+    model = AVSE(ModelConfig()).eval()
+    together = model.encode_images(pictures)
+    assert together.shape == (7, model.num_image_blocks, model.block_width)
+    order = [5, 2, 0, 6, 1, 4, 3]
+    assert np.abs(model.encode_images([pictures[i] for i in order], batch_size=4) - together[order]).max() < 1e-5
+    assert np.abs(model.encode_images(pictures[3]) - together[3]).max() < 1e-5
+    texts = ["a dog", "a sailing ship on the stormy sea near a lighthouse", "tree"]
+    found = model.encode_texts(texts)
+    for text, row in zip(texts, found):
+        assert np.abs(model.encode_texts(text) - row).max() < 1e-5

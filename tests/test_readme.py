@@ -13,7 +13,9 @@ from avse.data.scenes import make_scenes
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-FAST = "--set model.embed_dim=64 --set model.block_width=32 --set train.epochs=2 --set model.image_encoder.resolution=96"
+FAST = (
+    "--set model.embed_dim=64 --set model.block_width=32 --set train.epochs=2 --set model.image_encoder.resolution=96"
+)
 
 
 def blocks(language):

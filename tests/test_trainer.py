@@ -168,6 +168,61 @@ def test_not_finite_is_counted_then_fatal(build, scenes, tmp_path, monkeypatch):
         trainer.fit(scenes["train"], scenes["val"])
 
 
+def test_nan_tokens_leave_no_trace_in_running_statistics(build, scenes, tmp_path):
+    """The forward pass of a step that is left out must not poison the batch norm that later steps read."""
+    model = build()
+    trainer = Trainer(model, settings(epochs=1), cache=tmp_path, progress=False)
+    train, val = open_inputs(model, scenes["train"], cache=tmp_path), open_inputs(model, scenes["val"], cache=tmp_path)
+    real, calls = train.texts.batch, []
+
+    def batch(texts, augment=None):
+        tokens, mask = real(texts, augment)
+        calls.append(0)
+        return (tokens * float("nan"), mask) if len(calls) == 2 else (tokens, mask)
+
+    train.texts.batch = batch
+    result = trainer.fit(train, val)
+    assert result.history[0]["skipped_steps"] == 1
+    assert all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
+
+
+def test_the_run_says_what_its_figures_stand_with(build, scenes, tmp_path, caplog):
+    caplog.set_level("INFO")
+    trainer = Trainer(build(), settings(epochs=1, decorrelation_weight=0.1), cache=tmp_path / "c", progress=False)
+    trainer.fit(scenes["train"], scenes["val"], out=tmp_path / "run")
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert 0.5 < run["views_overlap"] < 1 and run["steps_an_epoch"] == 3
+    assert run["decorrelation_floor"] == pytest.approx(0.005 * (16**2 / 9 - 16) / 16)  # B = 10, D = 16
+    for words in ("share", "L_reg cannot fall below", "only 6 validation pictures"):
+        assert words in caplog.text
+    report = evaluate(AVSE.from_pretrained(tmp_path / "run" / "model"), scenes["test"])
+    assert report.meta["seed"] == 0 and report.meta["precision"] == "fp32"
+
+
+def test_trainers_of_two_precisions_in_one_process(build, scenes, tmp_path):
+    for precision in ("fp32", "bf16", "fp32"):
+        trainer = Trainer(build(), settings(epochs=1, precision=precision), cache=tmp_path, progress=False)
+        assert np.isfinite(trainer.fit(scenes["train"], scenes["val"]).history[0]["loss"])
+
+
+def test_cut_captions_are_counted(build, scenes, tmp_path, caplog):
+    for frozen in (True, False):
+        caplog.clear()
+        model = build(text={"max_length": 6, "frozen": frozen})
+        open_inputs(model, scenes["val"], cache=tmp_path)
+        assert "are longer than 6 tokens and are cut" in caplog.text
+
+
+def test_changed_pictures_are_another_run(build, scenes, tmp_path):
+    make_scenes(tmp_path / "s", count=24, size=64, seed=1)
+    train, val = (load_dataset(tmp_path / "s", split=s) for s in ("train", "val"))
+    Trainer(build(), settings(epochs=1), progress=False).fit(train, val, out=tmp_path / "run")
+    path = train.image_paths[0]
+    path.write_bytes(train.image_paths[1].read_bytes())
+    with pytest.raises(TrainingError, match="another pictures"):
+        Trainer(build(), settings(epochs=1), progress=False).fit(train, val, out=tmp_path / "run", resume=True)
+
+
 def test_first_epoch_all_negatives_then_the_hardest(build, scenes, tmp_path):
     trainer = Trainer(build(), settings(hard_negative_start_epoch=1, infonce_warmup_epochs=0), cache=tmp_path)
     scores, matches = torch.randn(6, 6), torch.eye(6, dtype=torch.bool)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +32,11 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import an exported name, or a submodule of avse, when it is first asked for (PEP 562)."""
+    """Import an exported name, or a room of avse such as `avse.scoring`, when it is first asked for (PEP 562)."""
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
+    if not name.startswith("_") and find_spec(f"avse.{name}") is not None:
+        return import_module(f"avse.{name}")
     raise AttributeError(f"module 'avse' has no attribute {name!r}; it exports {', '.join(__all__)}")
 
 

@@ -1,6 +1,6 @@
 """Every setting of avse, its default and its limits; YAML in and out.
 
-A recipe is one YAML file with up to four sections: `model`, `data`, `train`, `eval`. An unknown key is an error that
+A recipe is one YAML file with up to three sections: `model`, `data`, `train`. An unknown key is an error that
 suggests the nearest name. Presets are differences against the defaults: the baselines are presets of the same parts.
 This module knows no torch and reads no picture.
 """
@@ -170,30 +170,12 @@ class TrainConfig(Section):
     seed: int = Field(0, ge=0)
 
 
-class EvalConfig(Section):
-    """How a model is measured."""
-
-    batch_size: int = Field(64, ge=1)
-    bootstrap: int = Field(1000, ge=0)
-    """Resamples of the images for the intervals; 0: none."""
-    confidence: float = Field(0.95, gt=0, lt=1)
-
-
-class IndexConfig(Section):
-    """How an index is made."""
-
-    store: Literal["embedded", "memory"] = "embedded"
-    batch_size: int = Field(64, ge=1)
-
-
 class Recipe(Section):
     """A whole experiment."""
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
-    eval: EvalConfig = EvalConfig()
-    index: IndexConfig = IndexConfig()
 
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -248,28 +230,31 @@ def apply_preset(recipe: Recipe, name: str) -> Recipe:
     return Recipe(**_merge(recipe.model_dump(), changes))
 
 
-def load_recipe(path_or_name: str | Path | None = None, overrides: list[str] | None = None) -> Recipe:
-    """Read a recipe from a YAML file or by a shipped recipe's name, then apply `section.key=value` overrides."""
-    values: dict[str, Any] = {}
-    if path_or_name is not None:
-        path = _find_recipe(path_or_name)
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: not readable as YAML: {error}") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path}: expected a mapping of sections, found {type(values).__name__}")
+def load_recipe(
+    path_or_name: str | Path | None = None, overrides: list[str] | None = None, preset: str | None = None
+) -> Recipe:
+    """Read a recipe: the YAML file or shipped recipe, changed into a preset, then by `section.key=value` overrides.
+
+    Raises:
+        ConfigError: No such recipe or preset, text that is not YAML, or a setting that is wrong or unknown.
+    """
+    values = {} if path_or_name is None else _read_recipe(_find_recipe(path_or_name))
+    changes: dict[str, Any] = {}
     for override in overrides or []:
-        key, sep, text = override.partition("=")
-        if not sep:
-            raise ConfigError(f"--set {override!r}: expected section.key=value, such as train.lr=1e-4")
-        tree: Any = yaml.safe_load(text)
-        if isinstance(tree, str):
-            tree = _number(tree)
-        for part in reversed(key.strip().split(".")):
-            tree = {part: tree}
-        values = _merge(values, tree)
-    return parse(Recipe, values)
+        changes = _merge(changes, _read_override(override))
+    if preset is not None:
+        values = apply_preset(parse(Recipe, values), preset).model_dump()
+        asked = changes.get("model")
+        if PRESETS[preset].get("model", {}).get("block_width") == "embed_dim" and isinstance(asked, dict):
+            asked.setdefault("block_width", asked.get("embed_dim", values["model"]["block_width"]))
+    recipe: Recipe = parse(Recipe, _merge(values, changes))
+    image = recipe.model.image_encoder
+    if preset is not None and image.sampling_stage == "input" and image.source == "efficientnet-lite0":
+        raise ConfigError(
+            f"preset {preset!r} samples views before an encoder's blocks, which {image.source!r} has not: give the "
+            "folders of a ViT and a BERT, as model.image_encoder.source=FOLDER and model.text_encoder.source=FOLDER"
+        )
+    return recipe
 
 
 def shipped_recipes() -> list[str]:
@@ -281,7 +266,7 @@ def shipped_recipes() -> list[str]:
 def parse(section: type[Any], values: dict[str, Any]) -> Any:
     """Build a section from plain values; errors name the key, the value, the limit and the nearest valid name."""
     try:
-        return section(**values)
+        return section.model_validate(values)
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(section, item) for item in error.errors())) from None
 
@@ -293,7 +278,9 @@ def to_yaml(section: BaseModel) -> str:
 
 def _explain(section: type[BaseModel], item: Any) -> str:
     location = [str(part) for part in item["loc"]]
-    where = ".".join(location) or section.__name__
+    where = ".".join(location) if location else section.__name__
+    if item["type"] == "invalid_key":
+        return f"key {item['input']!r} in {'.'.join(location[:-1]) or section.__name__} is no name: put it in quotes"
     if item["type"] == "extra_forbidden":
         owner: Any = section
         for part in location[:-1]:
@@ -307,6 +294,38 @@ def _explain(section: type[BaseModel], item: Any) -> str:
 def _nearest(name: str, names: list[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(names))}"
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {_why(error)}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping of sections, found {type(values).__name__}")
+    return values
+
+
+def _read_override(override: str) -> dict[str, Any]:
+    key, sep, text = override.partition("=")
+    if not sep:
+        raise ConfigError(f"--set {override!r}: expected section.key=value, such as train.lr=1e-4")
+    try:
+        tree: Any = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"--set {override!r}: the value is not YAML: {_why(error)}") from error
+    if isinstance(tree, str):
+        tree = _number(tree)
+    for part in reversed(key.strip().split(".")):
+        tree = {part: tree}
+    return dict(tree)
+
+
+def _why(error: Exception) -> str:
+    """Say in one line what YAML did not like, and where."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
+    return " ".join(str(error).split())
 
 
 def _find_recipe(path_or_name: str | Path) -> Path:

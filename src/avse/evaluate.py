@@ -47,7 +47,8 @@ def evaluate(
         "dataset": inputs.dataset.name,
         "split": inputs.dataset.split,
         "resolution": model.image_encoder.pixels.size[0],
-        "precision": "fp32",
+        "precision": inputs.images.precision,
+        **model.facts,
         **(meta or {}),
     }
     if inputs.skipped:

@@ -45,12 +45,14 @@ class Grids:
         kept: (n,) int64, the position of each row's picture among the pictures asked for.
         skipped: The pictures without a row, id and reason.
         precision: "fp32" or "bf16", how the encoder computed.
+        key: Hash of encoder, precision, pixel recipe and the pictures' content.
     """
 
     values: NDArray[np.float16]
     kept: NDArray[np.int64]
     skipped: tuple[Skip, ...]
     precision: str
+    key: str
 
     def batch(self, rows: Sequence[int] | NDArray[np.int64]) -> Tensor:
         """Return some rows, (B, num_prefix + G, W) float32."""
@@ -156,7 +158,7 @@ class FeatureCache:
             raise FeatureError(f"none of {len(paths)} pictures can be read; the first: {first}")
         values = np.memmap(store.data, np.float16, "r", shape=(store.rows, *shape))
         kept = np.array([i for i in range(len(paths)) if i not in store.skips], np.int64)
-        return Grids(values, kept, skipped, chosen)
+        return Grids(values, kept, skipped, chosen, key)
 
 
 def text_tokens(

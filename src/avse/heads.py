@@ -93,8 +93,9 @@ def _linear(width: int, embed_dim: int) -> nn.Linear:
 def unit_blocks(pooled: Tensor, block_width: int) -> Tensor:
     """Cut pooled vectors into unit blocks: (B, D) -> (B, D/C, C), or views (B, V, D) -> (B, V·D/C, C).
 
-    >>> unit_blocks(torch.tensor([[3.0, 4.0, 0.0, 2.0]]), 2).round(decimals=2).tolist()
-    [[[0.6, 0.8], [0.0, 1.0]]]
+    >>> import torch
+    >>> unit_blocks(torch.tensor([[3.0, 4.0, 0.0, 2.0]]), 2).mul(10).round().int().tolist()
+    [[[6, 8], [0, 10]]]
     """
     blocks = pooled.reshape(len(pooled), -1, block_width)
     return nn.functional.normalize(blocks.float(), dim=-1)

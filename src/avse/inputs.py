@@ -5,9 +5,11 @@ The trainer and the evaluation ask for batches by row number and need not know w
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +26,11 @@ from avse.features import FeatureCache, text_tokens
 from avse.images import ImageError, read_image, to_pixels
 from avse.model import AVSE
 
+log = logging.getLogger(__name__)
+
+LISTED = 10
+"""Pictures left out that are named in the log; the result holds all of them."""
+
 Rows = Sequence[int] | NDArray[np.int64]
 Augment = Callable[[Image.Image, np.random.Generator], Image.Image]
 
@@ -34,6 +41,10 @@ class ImageInputs(Protocol):
     kept: np.ndarray
     """(n,) int64 rows of the data set that can be read; a batch names rows of these."""
     skipped: tuple[Skip, ...]
+    precision: str
+    """How the encoder's output was computed and stored."""
+    content: str
+    """Hash of the pictures' content (and, for cached grids, of the encoder)."""
 
     def batch(self, rows: Rows, random: np.random.Generator | None = None) -> Tensor:
         """Return pixels (B, 3, H, W) or features (B, G, W), float32; `random` augments."""
@@ -51,12 +62,12 @@ class PixelInputs:
     ) -> None:
         self.encoder, self.augment = encoder, augment
         self.pool = ThreadPoolExecutor(max(1, workers))
+        self.precision = "fp32"
         bar = tqdm(dataset.image_paths, desc=f"checking {dataset.split} pictures", unit="picture", leave=False)
-        problems = list(self.pool.map(_problem, bar))
-        self.kept = np.array([row for row, problem in enumerate(problems) if problem is None], dtype=np.int64)
-        self.skipped = tuple(
-            Skip(dataset.image_ids[row], problem) for row, problem in enumerate(problems) if problem is not None
-        )
+        checked = list(self.pool.map(_check, bar))
+        self.content = sha256(" ".join(digest for digest, _ in checked).encode()).hexdigest()
+        self.kept = np.array([row for row, (_, problem) in enumerate(checked) if not problem], dtype=np.int64)
+        self.skipped = tuple(Skip(dataset.image_ids[row], text) for row, (_, text) in enumerate(checked) if text)
         self.paths = [dataset.image_paths[row] for row in self.kept]
 
     def batch(self, rows: Rows, random: np.random.Generator | None = None) -> Tensor:
@@ -80,12 +91,19 @@ class GridInputs:
         cache: str | Path,
         device: torch.device,
         *,
+        workers: int = 2,
         image_augment: bool = False,
     ) -> None:
         self.grids = FeatureCache(cache).grids(
-            encoder, dataset.image_paths, dataset.image_ids, device=device, image_augment=image_augment
+            encoder,
+            dataset.image_paths,
+            dataset.image_ids,
+            device=device,
+            workers=workers,
+            image_augment=image_augment,
         )
-        self.kept, self.skipped = self.grids.kept, self.grids.skipped
+        self.kept, self.skipped, self.content = self.grids.kept, self.grids.skipped, self.grids.key
+        self.precision = f"{self.grids.precision}, grids float16"
 
     def batch(self, rows: Rows, random: np.random.Generator | None = None) -> Tensor:
         """Return features (B, prefix + G, W)."""
@@ -106,6 +124,18 @@ class TextInputs:
         self.distinct = list(dict.fromkeys(texts))
         self.row = {text: row for row, text in enumerate(self.distinct)}
         self.tokens = text_tokens(encoder, self.distinct, device=device) if encoder.frozen else None
+        if self.tokens is not None:
+            cut = int(self.tokens.truncated.sum())
+        else:
+            parts = (self.distinct[start : start + 1024] for start in range(0, len(self.distinct), 1024))
+            cut = sum(int(encoder.tokenize(part).truncated.sum()) for part in parts)
+        if cut:
+            log.warning(
+                "%d of %d texts are longer than %d tokens and are cut (text_encoder.max_length)",
+                cut,
+                len(self.distinct),
+                encoder.max_length,
+            )
 
     def batch(self, texts: Sequence[str], augment: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Return ids (B, L) or features (B, L, W), and the mask (B, L); `augment` masks and drops words."""
@@ -148,9 +178,15 @@ def open_inputs(
     """
     images: ImageInputs
     if cache is not None:
-        images = GridInputs(model.image_encoder, dataset, cache, model.device, image_augment=augment is not None)
+        images = GridInputs(
+            model.image_encoder, dataset, cache, model.device, workers=workers, image_augment=augment is not None
+        )
     else:
         images = PixelInputs(model.image_encoder, dataset, workers=workers, augment=augment)
+    for skip in images.skipped[:LISTED]:
+        log.warning("left out: %s: %s", skip.name, skip.reason)
+    if len(images.skipped) > LISTED:
+        log.warning("… and %d more pictures of the %s split", len(images.skipped) - LISTED, dataset.split)
     if not len(images.kept):
         first = images.skipped[0]
         raise ValueError(
@@ -185,14 +221,19 @@ class _Selected:
         self.images, self.rows = images, rows
         self.kept = np.arange(len(rows))
         self.skipped: tuple[Skip, ...] = ()
+        self.precision, self.content = images.precision, images.content
 
     def batch(self, rows: Rows, random: np.random.Generator | None = None) -> Tensor:
         return self.images.batch(self.rows[np.asarray(rows, np.int64)], random)
 
 
-def _problem(path: Path) -> str | None:
+def _check(path: Path) -> tuple[str, str]:
+    """Return a picture's SHA-256 and why it cannot be read, empty where it can."""
     try:
-        read_image(path, draft=(64, 64))
+        data = path.read_bytes()
+        read_image(data, draft=(64, 64))
     except ImageError as error:
-        return error.reason
-    return None
+        return sha256(data).hexdigest(), error.reason
+    except OSError as error:
+        return "", error.strerror or str(error)
+    return sha256(data).hexdigest(), ""

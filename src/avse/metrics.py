@@ -304,7 +304,7 @@ def paired_difference(
         seed: of the draws.
 
     Returns:
-        {"mean", "ci", "p"}; p is at least 1 / (resamples + 1).
+        {"mean", "ci", "p"}; p is at least 2 / (resamples + 1).
 
     Raises:
         ValueError: when the two were not measured on the same pairs or have other numbers of seeds.

@@ -54,6 +54,7 @@ class AVSE(nn.Module):
         self.image_head = ImageHead(self.image_encoder.width, config.embed_dim, config.image_dropout)
         self.text_head = TextHead(self.text_encoder.width, config.embed_dim, config.dropout, config.masked_batch_norm)
         self.folder: Path | None = None
+        self.facts: dict[str, Any] = {}
         self._fingerprint: str | None = None
 
     # What an index needs to know.
@@ -255,7 +256,12 @@ class AVSE(nn.Module):
 
     # On disk.
     def save_pretrained(self, folder: str | Path, *, force: bool = False, extra: dict[str, Any] | None = None) -> Path:
-        """Write the model as a self-contained folder, atomically; `extra` goes into its manifest.
+        """Write the model as a self-contained folder, atomically.
+
+        Args:
+            folder: where.
+            force: replace a folder that is there.
+            extra: plain values that every figure of the model stands with, such as its seed.
 
         Raises:
             FileExistsError: the folder exists and `force` is False.
@@ -268,7 +274,8 @@ class AVSE(nn.Module):
             self.text_encoder.save(target / checkpoint.TEXT_ENCODER)
             checkpoint.save_tensors(target / checkpoint.WEIGHTS, self.state_dict())
 
-        checkpoint.write_folder(folder, fill, {"fingerprint": fingerprint, **(extra or {})}, force=force)
+        self.facts = extra or {}
+        checkpoint.write_folder(folder, fill, {"fingerprint": fingerprint, "facts": self.facts}, force=force)
         self.folder = Path(folder)
         return self.folder
 
@@ -303,7 +310,7 @@ class AVSE(nn.Module):
         )
         checkpoint.load_weights(model, checkpoint.load_tensors(path / checkpoint.WEIGHTS), path / checkpoint.WEIGHTS)
         model.eval()
-        model.folder, model._fingerprint = path, manifest.get("fingerprint")
+        model.folder, model._fingerprint, model.facts = path, manifest.get("fingerprint"), manifest.get("facts", {})
         return model
 
     def _evaluating(self) -> _Evaluation:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -31,9 +32,12 @@ from avse.losses import CrossViewDecorrelationLoss, HardNegativeTripletLoss, Inf
 from avse.metrics import RetrievalReport
 from avse.model import AVSE
 from avse.plots import draw_curves
+from avse.sampling import mean_overlap
 from avse.scoring import aeom
 
 log = logging.getLogger(__name__)
+
+SMALL_VALIDATION = 50
 
 
 class TrainingError(RuntimeError):
@@ -86,6 +90,7 @@ class Trainer:
     ) -> None:
         self.model, self.config, self.cache, self.progress = model, config or TrainConfig(), cache, progress
         config = self.config
+        AcceleratorState._reset_state(reset_partial_state=True)  # else a trainer of another precision is refused
         self.accelerator = Accelerator(
             mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=model.device.type == "cpu"
         )
@@ -133,7 +138,10 @@ class Trainer:
             "model": self.model.config.model_dump(mode="json"),
             "train": train.dataset.fingerprint(),
             "val": val.dataset.fingerprint(),
+            "pictures": [train.images.content, val.images.content],
+            "encoders": [self.model.image_encoder.fingerprint(), self.model.text_encoder.fingerprint()],
         }
+        self.facts = self._facts(train, val, batches)
         self.best: dict[str, Tensor] = {}
         folder = Path(out) if out is not None else None
         if folder is not None and resume:
@@ -156,6 +164,29 @@ class Trainer:
             self._finish(folder, train, val)
         state = self.state
         return TrainResult(state.history, state.best_epoch, state.best_rsum, state.seconds, train.skipped, folder)
+
+    def _facts(self, train: Inputs, val: Inputs, batches: int) -> dict[str, Any]:
+        """Say what the figures stand with: steps, overlap of the views, the floor of L_reg, too small a validation."""
+        config, model, data = self.config, self.model, train.dataset
+        grid, views = model.image_encoder.grid, model.config.num_views
+        facts: dict[str, Any] = {"steps_an_epoch": batches, "views": views}
+        log.info("%d steps an epoch of %d pictures and %d captions", batches, data.num_images, data.num_pairs)
+        if views > 1:
+            model.train()
+            drawn = model.sampling(grid, 256, torch.Generator().manual_seed(0))
+            facts["views_overlap"] = round(mean_overlap(drawn, grid[0] * grid[1]), 4)
+            log.info("two views of a picture share %.0f %% of their cells", 100 * facts["views_overlap"])
+        if config.decorrelation_weight and views > 1:
+            size = min(config.batch_size, data.num_images)
+            facts["decorrelation_floor"] = self.decorrelation.floor(size, model.config.embed_dim)
+            log.info("L_reg cannot fall below %.4f in batches of %d", facts["decorrelation_floor"], size)
+        if val.dataset.num_images < SMALL_VALIDATION:
+            log.warning(
+                "only %d validation pictures choose the epoch: the choice is mostly chance below some %d",
+                val.dataset.num_images,
+                SMALL_VALIDATION,
+            )
+        return facts
 
     # One epoch.
     def _epoch(self, epoch: int, train: Inputs, total: int, bar: Any) -> dict[str, Any]:
@@ -211,6 +242,7 @@ class Trainer:
         if config.size_augment:
             views = _drop_cells(views, config.size_augment, generator)
         matches = true_matches(images.tolist(), texts).to(device)
+        buffers = {name: value.clone() for name, value in model.named_buffers()}
         with self.accelerator.autocast():
             pooled, image_blocks, text_blocks = model(
                 pixels.to(device), tokens.to(device), mask.to(device), views.to(device)
@@ -223,15 +255,22 @@ class Trainer:
         loss = matching + config.decorrelation_weight * regular
         self.optimizer.zero_grad()
         if not bool(torch.isfinite(loss)):
+            self._put_back(buffers)
             return None
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self._trained(), config.clip_norm or math.inf)
         if not bool(torch.isfinite(norm)):
             self.optimizer.zero_grad()
+            self._put_back(buffers)
             return None
         self.optimizer.step()
         parts = {"loss": loss, "matching": matching, "decorrelation": regular, "gradient": norm}
         return {name: value.item() for name, value in parts.items()}
+
+    def _put_back(self, buffers: dict[str, Tensor]) -> None:
+        """Undo what a step that is left out did to running statistics."""
+        for name, value in self.model.named_buffers():
+            value.copy_(buffers[name])
 
     def _matching(self, scores: Tensor, matches: Tensor, epoch: int) -> Tensor:
         """L_m of this epoch: InfoNCE, or hinge with all negatives first and the hardest afterwards."""
@@ -284,10 +323,7 @@ class Trainer:
             return data
         config = self.config
         transform = crop_and_flip if augment and config.image_augment else None
-        inputs = open_inputs(self.model, data, cache=self.cache, workers=config.workers, augment=transform)
-        for skip in inputs.skipped:
-            log.warning("left out: %s: %s", skip.name, skip.reason)
-        return inputs
+        return open_inputs(self.model, data, cache=self.cache, workers=config.workers, augment=transform)
 
     def _validate(self, val: Inputs) -> RetrievalReport:
         started = time.perf_counter()
@@ -297,7 +333,7 @@ class Trainer:
 
     def _keep(self, entry: dict[str, Any], rsum: float) -> None:
         state = self.state
-        if rsum > state.best_rsum:
+        if rsum >= state.best_rsum:
             state.best_rsum, state.best_epoch, self.best = rsum, entry["epoch"], self._trained_state()
         state.history.append(entry)
         state.epoch = entry["epoch"] + 1
@@ -343,12 +379,13 @@ class Trainer:
 
     def _finish(self, folder: Path, train: Inputs, val: Inputs) -> None:
         state = self.state
-        self.model.save_pretrained(folder / "model", force=True, extra={"best_epoch": state.best_epoch})
+        self.model.save_pretrained(folder / "model", force=True, extra={"seed": self.config.seed})
         files.write_json(folder / "history.json", state.history)
         draw_curves({"": state.history}, folder / "curves.png")
         skipped = [[s.name, s.reason] for s in (*train.skipped, *val.skipped)]
         run = {
             "identity": self.identity,
+            **self.facts,
             "best_epoch": state.best_epoch,
             "best_rsum": state.best_rsum,
             "seconds": state.seconds,

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avse.scoring import aeom, block_matches, image_similarity
+from avse.scoring import aeom, block_matches
 
 
 def blocks(random, n, p, c):
@@ -75,13 +75,10 @@ def test_one_block_each_is_the_cosine():
     assert np.allclose(aeom(images, texts), images[:, 0] @ texts[:, 0].T, atol=1e-6)
 
 
-def test_not_symmetric_and_picture_to_picture():
+def test_not_symmetric():
     random = np.random.default_rng(4)
     one, two = blocks(random, 2, 4, 8), blocks(random, 3, 4, 8)
     assert not np.allclose(aeom(one, two), aeom(two, one).T)
-    expected = np.array([[np.mean([max(v @ w for w in b) for v in a]) for b in two] for a in one])
-    assert np.allclose(image_similarity(one, two), expected, atol=1e-6)
-    assert np.allclose(np.diag(image_similarity(one, one)), 1, atol=1e-6)
 
 
 def test_gradient_flows_to_the_best_block_only():

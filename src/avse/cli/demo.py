@@ -21,14 +21,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo and print its table and what to try next."""
+    import shutil
+    import sys
     from pathlib import Path
 
     from avse.demo import run_demo
     from avse.demo.report import next_commands, table
 
     common.prepare_process()
-    if args.seeds < 1:
-        raise ValueError(f"--seeds {args.seeds}: at least one training is needed")
+    for name in ("seeds", "epochs", "max_train_images"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: at least 1 is needed")
     out, data = Path(args.out), Path(args.data)
     report = run_demo(
         out,
@@ -44,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print(table(report))
     print(f"\nreport with pictures: {out / 'report.html'}\ntry next:")
-    for command in next_commands(out, data / report["dataset"]):
+    if shutil.which("avse") is None:
+        print(f"  . {Path(sys.executable).parent / 'activate'}")
+    for command in next_commands(out, Path(report["data"])):
         print(f"  {command}")
     return 0

@@ -2,8 +2,9 @@
 
 ``captions.jsonl`` has one object a line, ``{"image": "a.jpg", "captions": ["..."], "split": "train"}``; further fields
 are kept as the image's record. ``captions.csv`` has the columns image, caption and perhaps split, one caption a row.
-Pictures lie beside the file or in ``images/``. A picture listed in two splits stays in the one that measures. What the file says wrongly is an error that names file and line; a
-picture or caption that cannot be used is a listed skip.
+Pictures lie beside the file or in ``images/``. A picture listed in two splits stays in the one that measures.
+What the file says wrongly is an error that names file and line; a picture or caption that cannot be used is a listed
+skip.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from avse.data.scenes import make_scenes
 from avse.demo.report import write_report
 from avse.demo.systems import SYSTEMS, Measured, recipe_for, summarise, title_of, train_and_measure
 from avse.index import Index
+from avse.index.pictures import picture_payload
 from avse.inputs import Inputs, open_inputs, select
 from avse.metrics import retrieval_metrics
 from avse.model import AVSE
@@ -103,11 +105,12 @@ def run_demo(
         searches = SEARCHES["scenes" if folder.name == "scenes" else "openclipart"]
         _search(index, searches, everything, out / "searches.png")
         report = {
-            **_facts(folder.name, splits, seeds, model, len(index)),
+            **_facts(folder, splits, seeds, model, len(index)),
             **summarise(runs),
             "titles": {name: title_of(name, recipe_for(name, 0, epochs)) for name in SYSTEMS},
             "searches": list(searches),
             "timings": {name: round(seconds, 1) for name, seconds in timings.items()},
+            "peak_memory_gib": _peak_memory(),
         }
     draw_curves({name: seeds_of[0].history for name, seeds_of in runs.items()}, out / "curves.png")
     files.write_json(out / "report.json", report)
@@ -152,14 +155,9 @@ def _index(path: Path, model: AVSE, whole: Inputs, folder: Path) -> Index:
 
 
 def _payload(dataset: PairDataset, row: int) -> dict[str, Any]:
-    path = Path(dataset.image_ids[row])
-    return {
-        "path": path.as_posix(),
-        "name": path.name,
-        "folder": path.parent.as_posix(),
-        "title": dataset.captions_of(row)[0] if dataset.captions_of(row) else "",
-        "split": dataset.records[row].get("split", ""),
-    }
+    """Return what `avse index` keeps of a picture, with its first caption and split."""
+    own = picture_payload(dataset.image_ids[row], dataset.image_paths[row])
+    return {**own, "title": dataset.captions_of(row)[0], "split": dataset.records[row]["split"]}
 
 
 def _search(index: Index, searches: tuple[str, ...], dataset: PairDataset, out: Path) -> None:
@@ -171,19 +169,30 @@ def _search(index: Index, searches: tuple[str, ...], dataset: PairDataset, out: 
     contact_sheet(rows, out, columns=6, force=True)
 
 
-def _facts(name: str, splits: dict[str, Inputs], seeds: int, model: AVSE, indexed: int) -> dict[str, Any]:
+def _peak_memory() -> float | None:
+    """Peak resident memory of this process in GiB, where the system tells."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 2)
+
+
+def _facts(folder: Path, splits: dict[str, Inputs], seeds: int, model: AVSE, indexed: int) -> dict[str, Any]:
     test = splits["test"].dataset
     empty = np.zeros((test.num_images, test.num_pairs), np.float32)
     sharing = retrieval_metrics(empty, test.text_to_image, texts=test.captions)
     return {
-        "dataset": name,
+        "dataset": folder.name,
+        "data": str(folder),
         "split": "test",
         "pairs": test.num_pairs,
         "images": {split: part.dataset.num_images for split, part in splits.items()},
         "captions": {split: part.dataset.num_pairs for split, part in splits.items()},
         "indexed": indexed,
         "resolution": model.image_encoder.pixels.size[0],
-        "precision": "fp32",
+        "precision": splits["test"].images.precision,
         "seeds": list(range(seeds)),
         "shared_texts": sharing.shared_texts,
         "ceiling_r1": sharing.ceiling,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from avse import files
@@ -56,9 +57,9 @@ def write_report(out: Path, report: dict[str, Any]) -> Path:
 def next_commands(out: Path, data: Path) -> list[str]:
     """Return the three commands to try next."""
     return [
-        f'avse search {out / "index.avse"} "a red flower" --sheet flower.png',
-        f"avse evaluate {out / 'model'} {data}",
-        f"avse index YOUR_PICTURES --model {out / 'model'} --out photos.avse",
+        f'avse search {quote(str(out / "index.avse"))} "a red flower" --sheet answers.png',
+        f"avse evaluate {quote(str(out / 'model'))} {quote(str(data))}",
+        f"avse index YOUR_PICTURES --model {quote(str(out / 'model'))} --out photos.avse",
     ]
 
 
@@ -103,7 +104,7 @@ def _page(out: Path, report: dict[str, Any]) -> str:
         for name, row in report["differences"].items()
     )
     timings = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report["timings"].items())
-    commands = html.escape("\n".join(next_commands(out, Path("data") / report["dataset"])))
+    commands = html.escape("\n".join(next_commands(out, Path(report["data"]))))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>avse demo</title><style>{_STYLE}</style></head><body>
@@ -122,7 +123,8 @@ Intervals are 95 %, by bootstrap over images (and over seeds where there are sev
 <h2>Training</h2>
 {_image(out / "curves.png", "loss and validation rSum over the epochs")}
 <h2>Try next</h2><pre>{commands}</pre>
-<p class=note>Time: {timings}. {html.escape(report["machine"])}.</p>
+<p class=note>Time of this run (finished parts are reused): {timings}; peak memory
+{report["peak_memory_gib"]} GiB. {html.escape(report["machine"])}.</p>
 </body></html>
 """
 

@@ -52,7 +52,7 @@ class Measured:
 
 def recipe_for(system: str, seed: int, epochs: int | None) -> Recipe:
     """Return a system's recipe with this seed, and another number of epochs where asked."""
-    changes = [f"train.seed={seed}"] + ([f"train.epochs={epochs}"] if epochs else [])
+    changes = [f"train.seed={seed}"] + ([] if epochs is None else [f"train.epochs={epochs}"])
     return load_recipe(SYSTEMS[system], changes)
 
 
@@ -91,6 +91,8 @@ def train_and_measure(
     identity = {
         "recipe": recipe.model_dump(mode="json"),
         "data": {name: part.dataset.fingerprint() for name, part in splits.items()},
+        "pictures": splits["train"].images.content,
+        "text_encoder": encoders[1].fingerprint(),
     }
     done = _read(folder, identity)
     if done is not None and (model_folder is None or model_folder.exists()):
@@ -100,7 +102,7 @@ def train_and_measure(
     result = Trainer(model, recipe.train).fit(splits["train"], splits["val"])
     report = evaluate(model, splits["test"].dataset, inputs=splits["test"], bootstrap=0)
     if model_folder is not None:
-        model.save_pretrained(model_folder, force=True)
+        model.save_pretrained(model_folder, force=True, extra={"seed": recipe.train.seed})
     aware = report.duplicate_aware or report
     measured = Measured(report.ranks, aware.ranks, result.history, result.best_epoch, result.seconds)
     _write(folder, identity, measured)

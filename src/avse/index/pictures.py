@@ -51,7 +51,7 @@ def embed_pictures(
     """Embed the pictures of (id, path) together; where one cannot be read, one by one, to find out which."""
     try:
         blocks = encode([path for _, path in batch])
-        return [Picture(*item[:1], row, _payload(*item)) for item, row in zip(batch, blocks, strict=True)], []
+        return [Picture(*item[:1], row, picture_payload(*item)) for item, row in zip(batch, blocks, strict=True)], []
     except (ImageError, OSError) as error:
         if len(batch) == 1:
             reason = error.reason if isinstance(error, ImageError) else error.strerror or str(error)
@@ -60,8 +60,8 @@ def embed_pictures(
     return [picture for found, _ in parts for picture in found], [skip for _, lost in parts for skip in lost]
 
 
-def _payload(name: str, path: Path) -> Payload:
-    """Read the header of a picture that the encoder could read."""
+def picture_payload(name: str, path: Path) -> Payload:
+    """Return what an index keeps of a picture that could be read: path, name, folder, width, height, bytes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the encoder kept to its own cap
         with Image.open(path) as image:

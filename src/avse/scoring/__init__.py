@@ -1,5 +1,5 @@
 """Scores between images and texts, without any model or index."""
 
-from avse.scoring.aeom import BlockMatches, aeom, block_matches, check_blocks, image_similarity
+from avse.scoring.aeom import BlockMatches, aeom, block_matches, check_blocks
 
-__all__ = ["BlockMatches", "aeom", "block_matches", "check_blocks", "image_similarity"]
+__all__ = ["BlockMatches", "aeom", "block_matches", "check_blocks"]

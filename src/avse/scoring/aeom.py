@@ -98,15 +98,3 @@ def block_matches(images: Blocks, texts: Blocks) -> BlockMatches:
     scores, blocks = grid.max(dim=1)
     return BlockMatches(blocks, scores)
 
-
-def image_similarity(queries: Blocks, images: Blocks) -> Blocks:
-    """Score pictures against pictures: S_II(v, v') = (1/P) Σ_i max_i' <v_i, v'_i'>.
-
-    Args:
-        queries: (n, P, C) unit blocks.
-        images: (m, P, C) unit blocks.
-
-    Returns:
-        (n, m) in [-1, 1].
-    """
-    return aeom(images, queries).T / queries.shape[1]
