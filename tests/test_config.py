@@ -66,7 +66,7 @@ def test_shipped_recipes_all_parse():
         (b"train:\n  lr: 2020-13-45\n", "r.yaml: not readable as YAML: month must be in 1..12"),
         (b"\xff\xfe", "r.yaml: not readable as YAML: .*decode"),
         (b"- 1\n", "r.yaml: expected a mapping of sections, found list"),
-        (b"1: 2\n", "key 1 in Recipe is no name: put it in quotes"),
+        (b"1: 2\n", "^key 1 is no name: names are text, such as model"),
         (b"train:\n  1: 2\n", "key 1 in train is no name"),
         (b"train: 5\n", "train: .*valid dictionary.*got 5"),
         (b"eval:\n  bootstrap: 5\n", "unknown key 'eval'; known are data, model, train"),

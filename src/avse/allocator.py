@@ -1,7 +1,7 @@
 """Let the C library keep the memory that large tensors free, instead of handing it back and asking for it again.
 
-Without this, glibc maps and unmaps every buffer above 32 MiB, and the kernel clears each page anew: encoding pictures
-on two cores ran at 24 pictures a second, with it at 61 (EfficientNet-Lite0, 224 px, batches of 32). Linux with glibc only;
+Without this, glibc maps and unmaps every buffer above 32 MiB, and the kernel clears each page anew: encoding
+pictures on two cores ran at 24 a second, with it at 61 (EfficientNet-Lite0, 224 px, batches of 32). Linux with glibc;
 elsewhere nothing is done. It changes the whole process, so only the command line calls it.
 """
 

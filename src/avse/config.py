@@ -280,7 +280,8 @@ def _explain(section: type[BaseModel], item: Any) -> str:
     location = [str(part) for part in item["loc"]]
     where = ".".join(location) if location else section.__name__
     if item["type"] == "invalid_key":
-        return f"key {item['input']!r} in {'.'.join(location[:-1]) or section.__name__} is no name: put it in quotes"
+        inside = f" in {'.'.join(location[:-1])}" if location[:-1] else ""
+        return f"key {item['input']!r}{inside} is no name: names are text, such as {next(iter(section.model_fields))}"
     if item["type"] == "extra_forbidden":
         owner: Any = section
         for part in location[:-1]:

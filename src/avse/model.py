@@ -288,7 +288,7 @@ class AVSE(nn.Module):
             allow_download: fetch a hub id over the network.
 
         Raises:
-            CheckpointError: no such folder, or weights that do not fit.
+            CheckpointError: no such folder, one of another kind, or weights that do not fit.
             ManifestError: a file is missing or was changed.
         """
         path = checkpoint.recover(folder)
@@ -301,6 +301,11 @@ class AVSE(nn.Module):
             from huggingface_hub import snapshot_download
 
             path = Path(snapshot_download(str(folder)))
+        if found := _other_folder(path):
+            raise checkpoint.CheckpointError(
+                f"{path} {found}; a model folder, such as avse train leaves in RUN/model, has {checkpoint.CONFIG}, "
+                f"{checkpoint.WEIGHTS} and {files.MANIFEST}"
+            )
         manifest = files.verify_manifest(path)
         config = checkpoint.read_config(path)
         model = cls(
@@ -332,6 +337,19 @@ class _Evaluation:
         self.grad.__exit__(*error)
         if self.training:
             self.model.train()
+
+
+def _other_folder(path: Path) -> str:
+    """Say what a folder without a manifest is, if it is something else than a damaged model."""
+    if (path / files.MANIFEST).exists() or (path / checkpoint.IMAGE_ENCODER).exists():
+        return ""
+    if (path / "model" / files.MANIFEST).is_file():
+        return f"is the folder of a run: its model is {path / 'model'}"
+    if (path / "checkpoint" / files.MANIFEST).is_file():
+        return "is the folder of a run that was not finished: avse train --resume goes on with it"
+    if (path / checkpoint.CONFIG).is_file():
+        return f"is not a model of avse but looks like an encoder of transformers: train with it as a ...source={path}"
+    return "is no model folder"
 
 
 def _is_one_image(images: Any) -> bool:

@@ -218,7 +218,7 @@ class Trainer:
             bar.update(1)
             bar.set_postfix_str(
                 f"epoch {epoch + 1}/{self.config.epochs}, loss {sums.get('loss', 0) / max(1, steps):.3f}, "
-                f"val rSum {self.state.best_rsum:.1f}"
+                + (f"val rSum {self.state.best_rsum:.1f}" if self.state.history else "not yet validated")
             )
         self.state.seconds["train"] += time.perf_counter() - started
         means = {name: value / max(1, steps) for name, value in sums.items()}

@@ -76,3 +76,18 @@ def test_killed_in_the_middle_and_run_again(tmp_path):
     assert build_folder(tmp_path / "set", {}, fill("whole")) == {"letters": 5}
     assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["dataset.json", "file.txt"]
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_two_builders_do_not_share_a_folder(tmp_path):
+    seen = []
+
+    def make(folder):
+        with pytest.raises(BlockingIOError, match="another process is building .*set: wait for it, or name another"):
+            build_folder(tmp_path / "set", {}, fill("second"))
+        assert build_folder(tmp_path / "other", {}, fill("other")) == {"letters": 5}
+        seen.extend(folder.iterdir())
+        return fill("first")(folder)
+
+    assert build_folder(tmp_path / "set", {}, make) == {"letters": 5}
+    assert seen == [] and (tmp_path / "set" / "file.txt").read_text() == "first"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "set"]

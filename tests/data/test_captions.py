@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
+import unicodedata
+from collections import Counter
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from avse.data import load_dataset
+from avse.data.dataset import split_by_hash
 
 
 @pytest.fixture
@@ -96,6 +100,8 @@ def test_pictures_in_images_or_elsewhere(folder, tmp_path):
         ('{"image": "x/../../b.png", "captions": ["x"]}', "leaves the folder"),
         ('{"image": "/etc/b.png", "captions": ["x"]}', "leaves the folder"),
         ('{"image": "C:\\\\b.png", "captions": ["x"]}', "leaves the folder"),
+        ('{"image": "x\\\\..\\\\..\\\\b.png", "captions": ["x"]}', "leaves the folder"),
+        ('{"image": "\\\\b.png", "captions": ["x"]}', "leaves the folder"),
         ('{"image": "b.png", "captions": ["x"]}', r":2: 'b\.png' names no split, as 1 of 2 images"),
         (
             '{"image": "a.png", "captions": ["x"], "split": "dev"}',
@@ -229,6 +235,68 @@ def test_no_split_named_assigns_by_hash_and_says_so(folder):
     assert "no split is named: assigned by the SHA-256" in parts["test"].summary()
     lines(folder, *({"image": name, "captions": ["x"]} for name in reversed(names)))
     assert set(load_dataset(folder, split="val").image_ids) == set(parts["val"].image_ids)
+
+
+@pytest.mark.parametrize(
+    ("splits", "wanted", "message"),
+    [
+        (("train", "test"), "val", 'or all: add lines with "split": "val", or name no split at all'),
+        (("train", "validation"), "val", 'or all: write "split": "val" in place of "validation"'),
+        (("train", "Dev"), "val", 'write "split": "val" in place of "Dev"'),
+        (("train", "val"), "dev", r"it has train \(1 images\), val \(1 images\), or all; did you mean 'val'\?"),
+        (("train", "test-a"), "test_a", "did you mean 'test-a'"),
+        (("train", "val"), "nonsense", "or all$"),
+        ((None, None), "test", r"no split 'test'; .*No line names a split.*3 pictures are needed"),
+    ],
+)
+def test_a_missing_split_says_what_can_be_done(folder, splits, wanted, message):
+    lines(folder, *(said(f"{name}.png", "x", split=split) for name, split in zip("ab", splits)))
+    with pytest.raises(ValueError, match=message):
+        load_dataset(folder, split=wanted)
+
+
+@pytest.mark.parametrize("count", [3, 4, 6, 12])
+def test_no_split_of_a_tiny_set_is_empty_whatever_its_order(folder, count):
+    names = [f"{i}.png" for i in range(count)]
+    for name in names:
+        (folder / name).write_bytes((folder / "a.png").read_bytes())
+    found = set()
+    for seed in range(3):
+        random.Random(seed).shuffle(names)
+        lines(folder, *({"image": name, "captions": ["x"]} for name in names))
+        whole = load_dataset(folder, split="all")
+        found.add(tuple(sorted(zip(whole.image_ids, (record["split"] for record in whole.records)))))
+        assert {split: load_dataset(folder, split=split).num_images for split in ("train", "val", "test")} == dict(
+            Counter(record["split"] for record in whole.records)
+        )
+    assert len(found) == 1 and len({split for _, split in found.pop()}) == 3
+
+
+def test_where_no_split_is_empty_the_hash_alone_decides(folder):
+    names = [f"{i}.png" for i in range(14)]  # 5.png is in test, 9.png in val
+    for name in names:
+        (folder / name).write_bytes((folder / "a.png").read_bytes())
+    lines(folder, *({"image": name, "captions": ["x"]} for name in names))
+    splits = {name: split_by_hash(name) for name in names}
+    assert set(splits.values()) == {"train", "val", "test"}
+    whole = load_dataset(folder, split="all")
+    assert {name: record["split"] for name, record in zip(whole.image_ids, whole.records)} == splits
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="both forms are one file there")
+def test_names_with_backslashes_or_in_another_unicode_form(folder):
+    (folder / "images" / "sub").mkdir(parents=True)
+    (folder / "a.png").rename(folder / "images" / "sub" / "a.png")
+    composed, decomposed = (unicodedata.normalize(form, "images/caf\u00e9 \u00fc.png") for form in ("NFC", "NFD"))
+    (folder / "b.png").rename(folder / decomposed)
+    rows = ["image,caption,split", "images\\sub\\a.png,one,test", "images/sub/a.png,two,test"]
+    rows += [f"{composed},three,test", f"{composed.replace('/', chr(92))},four,test", "images\\gone.png,five,test"]
+    (folder / "captions.csv").write_text("\n".join(rows), "utf-8")
+    data = load_dataset(folder)
+    assert data.image_ids == ("images/sub/a.png", decomposed) and data.root == folder
+    assert data.captions_of(0) == ("one", "two") and data.captions_of(1) == ("three", "four")
+    assert [(skip.name, skip.reason) for skip in data.skipped] == [("images\\gone.png", "missing: no such file")]
+    assert load_dataset(folder, root=folder).image_ids == data.image_ids
 
 
 def test_no_caption_file(folder, tmp_path):

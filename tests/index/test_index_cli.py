@@ -80,7 +80,6 @@ def test_what_cannot_be_done_is_said_in_one_line(tmp_path, out, pictures, saved_
     assert "neither a folder" in fails("index", tmp_path / "gone", "--out", out, *model)
     assert "--model DIR" in fails("index", pictures, "--out", out)
     assert "no such model folder" in fails("index", pictures, "--out", out, "--model", tmp_path / "gone")
-    assert "at least 1" in fails("index", pictures, "--out", out, *model, "--batch-size", "0")
     assert "not an index" in fails("index", pictures, "--out", pictures, *model)
     assert "no such index" in fails("search", out, "a dog")
     assert not out.exists()
@@ -91,6 +90,35 @@ def test_what_cannot_be_done_is_said_in_one_line(tmp_path, out, pictures, saved_
     assert "give a sentence" in fails("search", out)
     assert "no such file" in fails("search", out, "--image", tmp_path / "gone.png")
     assert "position 4" in fails("search", out, "a dog", "--where", "a >")
-    assert "k=0" in fails("search", out, "a dog", "-k", "0")
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\xff")
     assert "not UTF-8" in fails("index", tmp_path / "bytes.txt", "--out", tmp_path / "t", *model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search", "i", "a dog", "-k", "0"], "argument -k: 0: a whole number of at least 1 is wanted"),
+        (["search", "i", "a dog", "-k", "1.5"], "argument -k: 1.5: a whole number of at least 1 is wanted"),
+        (["index", "p", "--out", "i", "--batch-size", "-2"], "argument --batch-size: -2: a whole number of at least 1"),
+    ],
+)
+def test_misuse_names_option_value_and_limit(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_field_that_no_entry_has_is_named(out, pictures, saved_model, store, capsys):
+    main(["index", str(pictures), "--out", str(out), "--model", str(saved_model), "--store", store])
+
+    def asked(where):
+        capsys.readouterr()
+        assert main(["search", str(out), "a dog", "--where", where]) == 0
+        said = capsys.readouterr()
+        assert said.out == "no answers\n"
+        return said.err
+
+    assert asked("widht > 10") == "avse search: --where: no entry has the field 'widht'; did you mean 'width'?\n"
+    assert asked("year = 2019 and width > 10").endswith("; there are bytes, folder, height, name, path, width\n")
+    assert asked("width > 1000000") == ""
+    assert asked("'a b' = 1 and zz.z = 2").count("no entry has") == 2

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         return int(module.run(args))
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError, MemoryError) as error:
         print(f"avse {args.verb}: {_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _line(error: BaseException) -> str:
+    """Say in one line what went wrong."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
-    return str(error) or type(error).__name__
+    return " ".join(str(error).split()) or type(error).__name__

@@ -14,12 +14,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what", nargs="?", choices=BENCHES, default="scoring", help="what to measure (default: scoring)"
     )
-    parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--texts", type=int, default=5000)
-    parser.add_argument("--shape", default="8,4,256", help="P,Q,C (default: 8,4,256)")
-    parser.add_argument("--runs", type=int, default=7, help="timed runs of each way (default: 7)")
-    parser.add_argument("--threads", type=int, default=1)
+    count = common.positive_int
+    parser.add_argument("--images", type=count, default=1000, help="pictures (default: 1000)")
+    parser.add_argument("--texts", type=count, default=5000, help="texts (default: 5000)")
+    parser.add_argument("--shape", type=_shape, default=(8, 4, 256), metavar="P,Q,C", help="default: 8,4,256")
+    parser.add_argument("--runs", type=count, default=7, help="timed runs of each way (default: 7)")
+    parser.add_argument("--threads", type=count, default=1, help="threads (default: 1)")
     common.add_json(parser)
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    parts = text.split(",")
+    if len(parts) != 3:
+        raise argparse.ArgumentTypeError(f"{text}: three numbers P,Q,C are wanted")
+    blocks, queries, width = map(common.positive_int, parts)
+    return blocks, queries, width
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,10 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
     from avse.scoring import aeom
 
-    try:
-        blocks, queries, width = (int(part) for part in args.shape.split(","))
-    except ValueError as error:
-        raise ValueError(f"--shape {args.shape}: expected three numbers P,Q,C") from error
+    blocks, queries, width = args.shape
     torch.set_num_threads(args.threads)
     random = np.random.default_rng(0)
 

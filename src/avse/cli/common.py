@@ -5,19 +5,46 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from avse.config import Recipe
-    from avse.data import PairDataset
+    from avse.data import PairDataset, Skip
     from avse.model import AVSE
 
 
+def positive_int(text: str) -> int:
+    """Read an argument that counts something: 1 or more."""
+    return _whole(text, 1)
+
+
+def natural_int(text: str) -> int:
+    """Read an argument that may be 0."""
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if not least <= number < 2**63:
+        raise argparse.ArgumentTypeError(f"{text}: a whole number of at least {least} is wanted")
+    return number
+
+
 def add_recipe(parser: argparse.ArgumentParser) -> None:
-    """Add --config and --set."""
+    """Add --config, --preset and --set, which are applied in this order."""
     parser.add_argument("--config", metavar="RECIPE", help="a YAML file or a shipped recipe's name (avse recipes)")
+    parser.add_argument("--preset", help="change the recipe into a preset: avse, official, vse_infinity, …")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting, such as train.lr=1e-4"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change one setting, such as train.lr=1e-4; the last word over recipe and preset",
     )
 
 
@@ -37,10 +64,10 @@ def add_force(parser: argparse.ArgumentParser) -> None:
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
-    """Read --config and --set."""
+    """Read --config, --preset and --set."""
     from avse.config import load_recipe
 
-    return load_recipe(args.config, args.set)
+    return load_recipe(args.config, args.set, args.preset)
 
 
 def device_of(args: argparse.Namespace) -> str:
@@ -68,13 +95,16 @@ def load_model(folder: str, device: str) -> AVSE:
 
 def tell(dataset: PairDataset) -> None:
     """Print what was read and what was left out, on stderr."""
-    import sys
-
     print(dataset.summary(), file=sys.stderr)
-    for skip in dataset.skipped[:10]:
+    tell_skips(dataset.skipped)
+
+
+def tell_skips(skips: Sequence[Skip]) -> None:
+    """Print what was left out by name and reason, on stderr."""
+    for skip in skips[:10]:
         print(f"  left out: {skip.name}: {skip.reason}", file=sys.stderr)
-    if len(dataset.skipped) > 10:
-        print(f"  … and {len(dataset.skipped) - 10} more", file=sys.stderr)
+    if len(skips) > 10:
+        print(f"  … and {len(skips) - 10} more", file=sys.stderr)
 
 
 def emit(value: Any) -> None:

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-HELP = "obtain open clip art, make scenes, check a data set"
+from avse.cli import common
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the three kinds of work and their options."""
+    count = common.positive_int
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="{openclipart,scenes,check}")
     clip = kinds.add_parser("openclipart", help="real pictures with words from two Debian packages (156 MB)")
     clip.add_argument("--out", type=Path, default=Path("data/openclipart"), help="folder to make (%(default)s)")
-    clip.add_argument("--size", type=int, default=256, help="side of the pictures in pixels (%(default)s)")
+    clip.add_argument("--size", type=count, default=256, help="side of the pictures in pixels (%(default)s)")
     clip.add_argument("--debs", type=Path, help="folder that holds openclipart-{svg,png}_*.deb: no network is used")
     scenes = kinds.add_parser("scenes", help="made pictures of several objects, a caption for each, boxes known")
     scenes.add_argument("--out", type=Path, required=True, help="folder to make")
-    scenes.add_argument("--count", type=int, default=400, help="number of pictures (%(default)s)")
-    scenes.add_argument("--seed", type=int, default=0, help="same seed, same pictures (%(default)s)")
-    scenes.add_argument("--size", type=int, default=224, help="side of the pictures in pixels (%(default)s)")
+    scenes.add_argument("--count", type=count, default=400, help="number of pictures (%(default)s)")
+    scenes.add_argument("--seed", type=common.natural_int, default=0, help="same seed, same pictures (%(default)s)")
+    scenes.add_argument("--size", type=count, default=224, help="side of the pictures in pixels (%(default)s)")
     check = kinds.add_parser("check", help="count a data set by split; list what is skipped and what stands twice")
     check.add_argument("path", type=Path, help="folder with captions.jsonl or captions.csv, or that file")
     check.add_argument("--root", type=Path, help="folder of the pictures, where they are not beside the captions")
     for kind in (clip, scenes):
-        kind.add_argument("--force", action="store_true", help="replace what is in --out")
+        common.add_force(kind)
     for kind in (clip, scenes, check):
-        kind.add_argument("--json", action="store_true", help="one JSON object on stdout")
+        common.add_json(kind)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
     report = check_dataset(args.path, root=args.root)
     if args.json:
-        print(json.dumps(report, ensure_ascii=False))
+        common.emit(report)
     else:
         _show_report(report)
     return 0 if report["ok"] else 1
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace, counts: dict[str, Any]) -> None:
     if args.json:
-        print(json.dumps({"out": str(args.out), **counts}, ensure_ascii=False))
+        common.emit({"out": str(args.out), **counts})
         return
     splits = ", ".join(f"{split} {count:,}" for split, count in counts["splits"].items())
     print(f"{args.out}: {counts['pictures']:,} pictures with {counts['captions']:,} captions ({splits})")

@@ -6,13 +6,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from avse.cli.common import add_device, add_force, add_json, device_of, emit, prepare_process
+from avse.cli.common import add_device, add_force, add_json, device_of, emit, positive_int, prepare_process
 
 if TYPE_CHECKING:
     from avse.index import AddReport, Index
     from avse.model import AVSE
 
-HELP = "make an index of a folder of pictures (or of a .txt file of sentences), or add what is new to it"
 _LISTED = 20
 
 
@@ -22,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="INDEX", help="folder of the index, such as photos.avse")
     parser.add_argument("--model", metavar="DIR", help="folder of a trained model (a known index remembers its own)")
     parser.add_argument("--store", choices=("embedded", "memory"), help="embedded (default) or memory (exact, texts)")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="pictures encoded at once (default 32)")
+    parser.add_argument("--batch-size", type=positive_int, default=32, metavar="N", help="encoded at once (default 32)")
     add_device(parser)
     add_force(parser)
     add_json(parser)
@@ -38,8 +37,6 @@ def run(args: argparse.Namespace) -> int:
     from avse.images import list_images
 
     source = Path(args.source)
-    if args.batch_size < 1:
-        raise ValueError(f"--batch-size {args.batch_size}: at least 1 is wanted")
     texts = source.is_file() and source.suffix.lower() == ".txt"
     if not texts and not source.is_dir():
         raise ValueError(f"{source} is neither a folder of pictures nor a .txt file of sentences")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from avse.cli.common import add_force, add_json, emit, prepare_process
+from avse.cli.common import add_force, add_json, emit, positive_int, prepare_process
 
 if TYPE_CHECKING:
     from avse.index import Hit, Index
-
-HELP = "search an index by a sentence, by a picture, or by both"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("query", nargs="?", metavar="SENTENCE", help="what to look for")
     parser.add_argument("--image", metavar="FILE", help="a picture to look for, alone or beside the sentence")
     parser.add_argument("--where", metavar="EXPR", help='only entries such as "folder = 2019 and width > 1000"')
-    parser.add_argument("-k", type=int, default=10, help="how many answers (default 10)")
+    parser.add_argument("-k", type=positive_int, default=10, help="how many answers (default 10)")
     parser.add_argument("--model", metavar="DIR", help="folder of the model, where the index's own has moved")
     parser.add_argument("--approximate", action="store_true", help="use (and first build) the store's HNSW graph")
     parser.add_argument("--sheet", metavar="PNG", help="draw the answers on a contact sheet")
@@ -48,6 +47,9 @@ def run(args: argparse.Namespace) -> int:
         hits = index.search(args.query, image=args.image, where=args.where, k=args.k, approximate=args.approximate)
         if args.sheet:
             _draw(args, index, hits)
+        if args.where and not hits:
+            for line in index.unknown_fields(args.where):
+                print(f"avse search: --where: {line}", file=sys.stderr)
     _print(hits, args.json)
     return 0
 

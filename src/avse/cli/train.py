@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from avse.cli import common
+
+if TYPE_CHECKING:
+    from avse.config import Recipe
+
+RECIPE = "recipe.yaml"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("data", nargs="?", help="folder with captions.jsonl or captions.csv (default: data.source)")
     parser.add_argument(
-        "--out", required=True, help="folder for model/, checkpoint/, history.json, curves.png, run.json"
+        "--out", required=True, help=f"folder for model/, checkpoint/, history.json, curves.png, run.json, {RECIPE}"
     )
     common.add_recipe(parser)
-    parser.add_argument("--preset", help="change the recipe into a preset: avse, official, vse_infinity, …")
     parser.add_argument("--root", help="the picture folder, where it is not beside the captions")
     parser.add_argument(
         "--cache", help="folder for the grids of a frozen encoder (default: data.cache, else .cache/avse)"
     )
-    parser.add_argument("--seed", type=int, help="seed of heads, batches and views (default: train.seed)")
+    parser.add_argument("--seed", type=common.natural_int, help="of heads, batches and views (default: train.seed)")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     common.add_device(parser)
     common.add_force(parser)
@@ -28,33 +35,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, keep the best epoch by validation rSum, and say where it lies."""
-    from pathlib import Path
-
     import torch
 
-    from avse import files
-    from avse.config import apply_preset, to_yaml
     from avse.data import load_dataset
     from avse.inputs import can_cache
     from avse.model import AVSE
     from avse.trainer import Trainer
 
     common.prepare_process()
-    recipe = common.recipe_of(args)
-    if args.preset:
-        recipe = apply_preset(recipe, args.preset)
-    if args.seed is not None:
-        recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": args.seed})})
-    source = args.data or recipe.data.source
-    if not source:
-        raise ValueError("no data: name a folder with captions.jsonl, or set data.source in the recipe")
-    out = Path(args.out)
+    recipe, out = _recipe(args), Path(args.out)
     if (out / "model").exists() and not (args.force or args.resume):
         raise FileExistsError(f"{out} holds a model already; --force trains anew, --resume goes on")
     if (out / "checkpoint").exists() and not (args.force or args.resume):
         raise FileExistsError(f"{out} holds a run that was stopped; --resume goes on, --force trains anew")
     device = common.device_of(args)
-    root = args.root or recipe.data.root
+    source, root = str(recipe.data.source), recipe.data.root
     train, val = (load_dataset(source, root=root, split=split) for split in ("train", "val"))
     if recipe.data.max_train_images:
         train = train.first_by_hash(recipe.data.max_train_images)
@@ -62,15 +57,36 @@ def run(args: argparse.Namespace) -> int:
     common.tell(val)
     torch.manual_seed(recipe.train.seed)
     model = AVSE(recipe.model, captions=train.captions).to(device)
-    cache = args.cache or recipe.data.cache
+    cache = recipe.data.cache
     if cache is None and can_cache(model, recipe.train.image_augment):
         cache = ".cache/avse"
     trainer = Trainer(model, recipe.train, cache=cache)
+    _keep_recipe(recipe, out, args.resume)
     result = trainer.fit(train, val, out=out, resume=args.resume)
-    files.write_text(out / "recipe.yaml", to_yaml(recipe))
     if args.json:
         common.emit({"model": str(out / "model"), "best_epoch": result.best_epoch, "val_rsum": result.best_rsum})
         return 0
     print(f"best epoch {result.best_epoch + 1} of {recipe.train.epochs}: validation rSum {result.best_rsum:.1f}")
-    print(f"model in {out / 'model'}; next: avse evaluate {out / 'model'} {source}")
+    command = ["avse", "evaluate", str(out / "model"), source, *(["--root", root] if root else [])]
+    print(f"model in {out / 'model'}; next: {shlex.join(command)}")
     return 0
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    """Return the whole experiment: what the recipe leaves to the command line is filled in."""
+    recipe = common.recipe_of(args)
+    told = {"source": args.data, "root": args.root, "cache": args.cache}
+    data = recipe.data.model_copy(update={name: value for name, value in told.items() if value is not None})
+    if not data.source:
+        raise ValueError("no data: name a folder with captions.jsonl, or set data.source in the recipe")
+    seed = recipe.train.seed if args.seed is None else args.seed
+    return recipe.model_copy(update={"data": data, "train": recipe.train.model_copy(update={"seed": seed})})
+
+
+def _keep_recipe(recipe: Recipe, out: Path, resume: bool) -> None:
+    """Write what repeats this run; a run that goes on keeps its own."""
+    from avse import files
+    from avse.config import to_yaml
+
+    if not (resume and (out / "checkpoint").exists() and (out / RECIPE).exists()):
+        files.write_text(out / RECIPE, to_yaml(recipe))

@@ -2,18 +2,21 @@
 
 ``captions.jsonl`` has one object a line, ``{"image": "a.jpg", "captions": ["..."], "split": "train"}``; further fields
 are kept as the image's record. ``captions.csv`` has the columns image, caption and perhaps split, one caption a row.
-Pictures lie beside the file or in ``images/``. A picture listed in two splits stays in the one that measures.
-What the file says wrongly is an error that names file and line; a picture or caption that cannot be used is a listed
-skip.
+Pictures lie beside the file or in ``images/``; their names may be written with backslashes or in another Unicode form
+than on the disk. A picture listed in two splits stays in the one that measures. What the file says wrongly is an error
+that names file and line; a picture or caption that cannot be used is a listed skip.
 """
 
 from __future__ import annotations
 
 import csv
+import difflib
+import hashlib
 import io
 import json
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -24,6 +27,7 @@ from avse.data.dataset import SPLITS, PairDataset, Skip, split_by_hash
 from avse.images import ImageError, check_image
 
 CAPTION_FILES = ("captions.jsonl", "captions.csv")
+_ALIASES = {"val": ("validation", "valid", "dev", "devel", "development"), "train": ("training",), "test": ("testing",)}
 
 
 @dataclass
@@ -44,7 +48,8 @@ def load_dataset(
 ) -> PairDataset:
     """Return one split of a data set.
 
-    Where no line names a split, images are split 80 / 10 / 10 % by the SHA-256 of their id, and ``summary()`` says so.
+    Where no line names a split, images are split 80 / 10 / 10 % by the SHA-256 of their id, and ``summary()`` says so;
+    three images or more leave no split empty.
 
     Args:
         name_or_path: A folder that holds captions.jsonl or captions.csv, or that file itself.
@@ -59,10 +64,11 @@ def load_dataset(
             nothing usable is left in it.
     """
     path = _caption_file(Path(name_or_path))
-    entries = _merge(path, _read_jsonl(path) if path.suffix.lower() == ".jsonl" else _read_csv(path))
-    folder = _picture_folder(path, entries, root)
+    lines = list(_read_jsonl(path) if path.suffix.lower() == ".jsonl" else _read_csv(path))
+    folder = _find_pictures(path, lines, root)
+    entries = _merge(path, lines)
     notes = _fill_splits(path, entries)
-    chosen = _choose(path, entries, split)
+    chosen = _choose(path, entries, split, assigned=bool(notes))
     kept: list[_Entry] = []
     skipped: list[Skip] = []
     for entry in chosen:
@@ -162,8 +168,8 @@ def _entry(
 ) -> _Entry:
     if not isinstance(image, str) or not image.strip() or "\0" in image:
         raise ValueError(f"{path}:{line}: the image must be a path, found {image!r}")
-    pure = PurePosixPath(image.strip())
-    if pure.is_absolute() or PureWindowsPath(image).drive or ".." in pure.parts:
+    pure, windows = PurePosixPath(image.strip()), PureWindowsPath(image.strip())
+    if pure.is_absolute() or windows.anchor or ".." in (*pure.parts, *windows.parts):
         raise ValueError(f"{path}:{line}: the image {image!r} leaves the folder: give a path relative to it")
     if split == "all":
         raise ValueError(f'{path}:{line}: a split cannot be called "all", which stands for all splits')
@@ -176,7 +182,7 @@ def _entry(
     return entry
 
 
-def _merge(path: Path, entries: Iterator[_Entry]) -> list[_Entry]:
+def _merge(path: Path, entries: Iterable[_Entry]) -> list[_Entry]:
     merged: dict[str, _Entry] = {}
     dropped: list[_Entry] = []
     for entry in entries:
@@ -207,14 +213,28 @@ def _rank(entry: _Entry) -> int:
     return {"train": 0, "val": 1}.get(entry.split or "", 2)
 
 
-def _picture_folder(path: Path, entries: list[_Entry], root: str | Path | None) -> Path:
-    if root is not None:
-        if not Path(root).is_dir():
-            raise FileNotFoundError(f"{root}: no such folder of pictures")
-        return Path(root)
-    candidates = (path.parent, path.parent / "images")
-    there = [sum((folder / entry.image).is_file() for entry in entries) for folder in candidates]
-    return candidates[1] if there[1] > there[0] else candidates[0]
+def _find_pictures(path: Path, entries: list[_Entry], root: str | Path | None) -> Path:
+    """Return the folder that holds most of the pictures, and call each entry's image by its name there."""
+    if root is not None and not Path(root).is_dir():
+        raise FileNotFoundError(f"{root}: no such folder of pictures")
+    folders = [path.parent, path.parent / "images"] if root is None else [Path(root)]
+    names = dict.fromkeys(entry.image for entry in entries)
+    found = [{name: there for name in names if (there := _on_disk(folder, name))} for folder in folders]
+    best = max(range(len(folders)), key=lambda i: len(found[i]))
+    for entry in entries:
+        entry.image = found[best].get(entry.image, entry.image)
+    return folders[best]
+
+
+def _on_disk(folder: Path, name: str) -> str:
+    """Return the name under which a picture is there: as written, with forward slashes, composed or decomposed."""
+    for slashes in dict.fromkeys((name, name.replace("\\", "/"))):
+        for form in dict.fromkeys(
+            (slashes, unicodedata.normalize("NFC", slashes), unicodedata.normalize("NFD", slashes))
+        ):
+            if (folder / form).is_file():
+                return PurePosixPath(form).as_posix()
+    return ""
 
 
 def _fill_splits(path: Path, entries: list[_Entry]) -> tuple[str, ...]:
@@ -229,16 +249,40 @@ def _fill_splits(path: Path, entries: list[_Entry]) -> tuple[str, ...]:
     for entry in entries:
         entry.split = split_by_hash(entry.image)
     counts = Counter(entry.split for entry in entries)
+    if len(entries) >= len(SPLITS) > len(counts):  # a tiny set: the largest split gives what an empty one lacks
+        for empty in [split for split in SPLITS if not counts[split]]:
+            counts.subtract([max(SPLITS, key=lambda split: counts[split])])
+            counts[empty] += 1
+        order = sorted(entries, key=lambda entry: hashlib.sha256(entry.image.encode()).digest())
+        for entry, share in zip(order, (split for split in SPLITS for _ in range(counts[split]))):
+            entry.split = share
     shares = ", ".join(f"{split} {counts[split]:,}" for split in SPLITS)
     return (f"no split is named: assigned by the SHA-256 of the image's id ({shares})",)
 
 
-def _choose(path: Path, entries: list[_Entry], split: str) -> list[_Entry]:
+def _choose(path: Path, entries: list[_Entry], split: str, assigned: bool) -> list[_Entry]:
     counts = Counter(entry.split for entry in entries)
     if split != "all" and split not in counts:
         there = ", ".join(f"{name} ({count:,} images)" for name, count in counts.most_common())
-        raise ValueError(f"{path}: no split {split!r}; it has {there}, or all")
+        raise ValueError(f"{path}: no split {split!r}; it has {there}, or all{_way_out(split, counts, assigned)}")
     return [entry for entry in entries if split in ("all", entry.split)]
+
+
+def _way_out(split: str, there: Iterable[str | None], assigned: bool) -> str:
+    """Say what can be done about a split that is not there."""
+    if assigned and split in SPLITS:
+        return (
+            f". No line names a split, so they were assigned by a hash: {len(SPLITS)} pictures are needed, or name one"
+        )
+    names = [name for name in there if name]
+    close = [name for name in names if name.lower() in (split, *_ALIASES.get(split, ()))]
+    if split in SPLITS and close:
+        return f': write "split": "{split}" in place of "{close[0]}"'
+    if split in SPLITS:
+        return f': add lines with "split": "{split}", or name no split at all, and pictures are assigned by a hash'
+    close = [name for name in names if split.lower() in (name, *_ALIASES.get(name, ()))]
+    close += difflib.get_close_matches(split, names, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _unusable(path: Path, folder: Path, entry: _Entry, check_images: bool) -> str:

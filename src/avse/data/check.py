@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -15,6 +14,9 @@ from tqdm import tqdm
 from avse.data.captions import load_dataset
 from avse.data.dataset import SPLITS, Skip
 from avse.images import ImageError, read_image
+
+_THREADS = 2
+"""A picture of 100 megapixels takes some 600 MB while it is decoded: no more at once."""
 
 
 def check_dataset(path: str | Path, *, root: str | Path | None = None) -> dict[str, Any]:
@@ -28,7 +30,7 @@ def check_dataset(path: str | Path, *, root: str | Path | None = None) -> dict[s
         ValueError: As `load_dataset`.
     """
     data = load_dataset(path, root=root, split="all", check_images=False)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         digests = list(
             tqdm(pool.map(_digest, data.image_paths), total=data.num_images, desc="pictures", unit="picture")
         )

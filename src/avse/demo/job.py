@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from avse import files
-from avse.config import load_recipe
 from avse.data import PairDataset, load_dataset
 from avse.data.openclipart import OpenClipartUnavailable, build_openclipart
 from avse.data.scenes import make_scenes
@@ -83,7 +82,7 @@ def run_demo(
     parts = {split: load_dataset(folder, split=split) for split in ("train", "val", "test")}
     parts["train"] = parts["train"].first_by_hash(max_train_images)
     log.info("%s", everything.summary())
-    recipe = load_recipe(SYSTEMS["avse"])
+    recipe = recipe_for(folder.name, "avse", 0, epochs)
     torch.manual_seed(0)
     model = AVSE(recipe.model).to(device)
     encoders = (model.image_encoder, model.text_encoder)
@@ -97,17 +96,19 @@ def run_demo(
                 log.info("%s, seed %d", name, seed)
                 kept = out / "model" if name == "avse" and seed == 0 else None
                 result = out / "systems" / f"{name}-seed{seed}"
-                runs[name].append(train_and_measure(recipe_for(name, seed, epochs), encoders, splits, result, kept))
+                runs[name].append(
+                    train_and_measure(recipe_for(folder.name, name, seed, epochs), encoders, splits, result, kept)
+                )
     model = AVSE.from_pretrained(out / "model").to(device)
     with _timed(timings, "index"):
         index = _index(out / "index.avse", model, whole, folder)
     with index, _timed(timings, "searches"):
-        searches = SEARCHES["scenes" if folder.name == "scenes" else "openclipart"]
+        searches = SEARCHES[folder.name]
         _search(index, searches, everything, out / "searches.png")
         report = {
             **_facts(folder, splits, seeds, model, len(index)),
             **summarise(runs),
-            "titles": {name: title_of(name, recipe_for(name, 0, epochs)) for name in SYSTEMS},
+            "titles": {name: title_of(name, recipe_for(folder.name, name, 0, epochs)) for name in SYSTEMS},
             "searches": list(searches),
             "timings": {name: round(seconds, 1) for name, seconds in timings.items()},
             "peak_memory_gib": _peak_memory(),

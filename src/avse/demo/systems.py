@@ -23,13 +23,23 @@ from avse.metrics import Protocol, Ranks, interval, paired_difference, report_fr
 from avse.model import AVSE
 from avse.trainer import Trainer
 
-SYSTEMS = {
-    "avse": "demo",
-    "vse_infinity": "demo-vse-infinity",
-    "vse_infinity_wide": "demo-vse-infinity-wide",
-    "infonce": "demo-infonce",
+SYSTEMS = ("avse", "vse_infinity", "vse_infinity_wide", "infonce")
+
+RECIPES = {
+    "openclipart": {
+        "avse": "demo",
+        "vse_infinity": "demo-vse-infinity",
+        "vse_infinity_wide": "demo-vse-infinity-wide",
+        "infonce": "demo-infonce",
+    },
+    "scenes": {
+        "avse": "scenes",
+        "vse_infinity": "demo-vse-infinity",
+        "vse_infinity_wide": "scenes-vse-infinity-wide",
+        "infonce": "demo-infonce",
+    },
 }
-"""System -> shipped recipe."""
+"""Data set -> system -> shipped recipe. Pictures of parts want more and smaller views than clip art."""
 
 TITLES = {
     "avse": "AVSE: {V} views, {P} x {C} image and {Q} x {C} text blocks, {objective}",
@@ -50,10 +60,10 @@ class Measured:
     seconds: dict[str, float]
 
 
-def recipe_for(system: str, seed: int, epochs: int | None) -> Recipe:
-    """Return a system's recipe with this seed, and another number of epochs where asked."""
+def recipe_for(dataset: str, system: str, seed: int, epochs: int | None) -> Recipe:
+    """Return a system's recipe for a data set with this seed, and another number of epochs where asked."""
     changes = [f"train.seed={seed}"] + ([] if epochs is None else [f"train.epochs={epochs}"])
-    return load_recipe(SYSTEMS[system], changes)
+    return load_recipe(RECIPES[dataset][system], changes)
 
 
 def title_of(system: str, recipe: Recipe) -> str:

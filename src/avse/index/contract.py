@@ -122,6 +122,9 @@ class Store(Protocol):
     def known(self, ids: Sequence[str]) -> set[str]:
         """Return those of ``ids`` that are in the index."""
 
+    def fields(self, wanted: Sequence[str]) -> tuple[set[str], set[str]]:
+        """Return those of ``wanted`` that some entry's payload has, and the fields of the first entries."""
+
     def search(self, query: Blocks, k: int, where: Node | None, approximate: bool) -> list[Hit]:
         """Return the k best entries, best first, ties by id; query (R, C), its blocks may be scaled.
 

@@ -21,12 +21,13 @@ import qdrant_edge as engine
 
 from avse.index.contract import Blocks, Hit, Layout, Payload, StoreError
 from avse.index.lock import OwnerLock
-from avse.index.where import Compare, Node
+from avse.index.where import Compare, Node, has
 
 _log = logging.getLogger(__name__)
 _VECTOR = "blocks"
 _OPERATION_BYTES = 4 << 20  # of vectors in one operation, far below the log's segment of 32 MiB
 _HNSW_FROM_KIB = 2000  # of vectors in a segment: smaller ones are scanned, which is exact
+_SAMPLE = 200  # points that are read to find out which fields there are
 _BOUNDS = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
 
 
@@ -113,6 +114,14 @@ class EmbeddedStore:
             found.update((record.payload or {})["id"] for record in records)
         return found
 
+    def fields(self, wanted: Sequence[str]) -> tuple[set[str], set[str]]:
+        """Count the points that have each field, and read the payloads of some hundred points."""
+        with _engine(self._folder, "reading"):
+            found = {name for name in wanted if self._shard.count(engine.CountRequest(filter=_having(name)))}
+            records, _ = self._shard.scroll(engine.ScrollRequest(limit=_SAMPLE, with_payload=["p"], with_vector=False))
+        payloads = [(record.payload or {})["p"] for record in records]
+        return found, {name for payload in payloads for name, value in payload.items() if has(value)}
+
     def search(self, query: Blocks, k: int, where: Node | None, approximate: bool) -> list[Hit]:
         """Ask the engine; ``approximate`` first builds its HNSW graph where it is missing and worth it (slow, once)."""
         if approximate:
@@ -175,6 +184,10 @@ def to_filter(node: Node) -> engine.Filter:
     if node.op == "=":
         return engine.Filter(should=equal)
     return engine.Filter(must_not=[engine.IsEmptyCondition(key), *equal])
+
+
+def _having(field: str) -> engine.Filter:
+    return engine.Filter(must_not=[engine.IsEmptyCondition(f'p."{field}"')])
 
 
 def _point(name: str, blocks: Blocks, payload: Payload) -> engine.Point:

@@ -6,6 +6,7 @@ Checks what comes in, turns queries into blocks and leaves storing and searching
 
 from __future__ import annotations
 
+import difflib
 import os
 import secrets
 import shutil
@@ -42,7 +43,7 @@ from avse.index.lock import OwnerLock
 from avse.index.manifest import STORES, Manifest, is_index, read_manifest, relative_folder
 from avse.index.memory import MemoryStore
 from avse.index.pictures import embed_pictures, picture_ids
-from avse.index.where import parse
+from avse.index.where import fields, parse
 
 SENTENCE_WEIGHT = 0.5
 """w of a sentence and a picture asked together: w·S/Q + (1-w)·S_II (method, section 3)."""
@@ -288,6 +289,17 @@ class Index:
         condition = None if where is None else parse(where)
         return self._store.search(self._query_blocks(query, image, embedding), k, condition, approximate)
 
+    def unknown_fields(self, where: str) -> list[str]:
+        """Say of each field of a ``where`` expression that no entry has, that it is so, with the nearest name there is.
+
+        Raises:
+            ValueError: ``where`` is no expression.
+        """
+        wanted = fields(parse(where))
+        found, there = self._store.fields(wanted)
+        unknown = [name for name in wanted if name not in found] if len(self) else []
+        return [f"no entry has the field {name!r}{_nearest(name, there)}" for name in unknown]
+
     def picture(self, hit: Hit) -> Path | None:
         """Return where the picture of a hit lies (or lay) in `source`; None where the index does not know."""
         source, path = self.source, hit.payload.get("path")
@@ -358,6 +370,11 @@ class Index:
             text = text * (SENTENCE_WEIGHT / len(text))
             picture = np.concatenate([text, (1 - SENTENCE_WEIGHT) * picture])
         return np.ascontiguousarray(picture, np.float32)
+
+
+def _nearest(name: str, names: set[str]) -> str:
+    close = difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(names)[:12]) or 'none'}"
 
 
 def _embedded() -> Any:  # the class EmbeddedStore, whose engine loads only when it is needed

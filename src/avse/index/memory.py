@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from avse.files import write_json
 from avse.index.contract import Blocks, Hit, Layout, Payload, StoreError
 from avse.index.lock import OwnerLock
-from avse.index.where import Node, matches
+from avse.index.where import Node, has, matches
 from avse.scoring import aeom
 
 _CHUNK_BYTES = 1 << 26
@@ -87,6 +87,11 @@ class MemoryStore:
     def known(self, ids: Sequence[str]) -> set[str]:
         """Return the living ones of ``ids``."""
         return {name for name in ids if name in self._row_of}
+
+    def fields(self, wanted: Sequence[str]) -> tuple[set[str], set[str]]:
+        """Look through the payloads of the living rows."""
+        found = {name for row in self._row_of.values() for name, value in self._payloads[row].items() if has(value)}
+        return found & set(wanted), found
 
     def search(self, query: Blocks, k: int, where: Node | None, approximate: bool) -> list[Hit]:
         """Scan the rows that match; see the contract.

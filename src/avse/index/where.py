@@ -78,13 +78,29 @@ def matches(node: Node, payload: dict[str, Any]) -> bool:
     """Tell whether the payload satisfies the expression."""
     if isinstance(node, Group):
         return (all if node.every else any)(matches(part, payload) for part in node.parts)
-    found = payload.get(node.field)
-    if found is None or found == []:
+    found: Any = payload.get(node.field)
+    if not has(found):
         return False
     items = found if isinstance(found, list) else [found]
     if node.op in _ORDER:
         return any(_is_number(item) and _ORDER[node.op](float(item), node.values[0].number or 0.0) for item in items)
     return any(_equal(item, value) for item in items for value in node.values) == (node.op == "=")
+
+
+def has(value: object) -> bool:
+    """Tell whether a field of this value can match anything: it is not null and no empty list."""
+    return value is not None and value != []
+
+
+def fields(node: Node) -> list[str]:
+    """Return the fields an expression asks for, each once.
+
+    >>> fields(parse("width > 9 and (width < 20 or name = a)"))
+    ['width', 'name']
+    """
+    if isinstance(node, Compare):
+        return [node.field]
+    return list(dict.fromkeys(name for part in node.parts for name in fields(part)))
 
 
 def _is_number(item: object) -> bool:

@@ -97,4 +97,3 @@ def block_matches(images: Blocks, texts: Blocks) -> BlockMatches:
         return BlockMatches(grid.argmax(axis=1), grid.max(axis=1))
     scores, blocks = grid.max(dim=1)
     return BlockMatches(blocks, scores)
-
