@@ -99,8 +99,9 @@ def test_systems_are_compared_fairly(dataset):
 
 
 def test_misuse(capsys):
-    assert main(["demo", "--seeds", "0"]) == 1
-    assert "--seeds 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main(["demo", "--seeds", "0"])
+    assert stop.value.code == 2 and "--seeds" in capsys.readouterr().err
 
 
 def test_figures_are_means_over_seeds(demo):

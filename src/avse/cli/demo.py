@@ -11,10 +11,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("--out", default="runs/demo", help="folder of the results (default: runs/demo)")
     parser.add_argument("--data", default="data", help="folder that holds or gets the pictures (default: data)")
-    parser.add_argument("--seeds", type=int, default=1, help="trainings of each system (default: 1)")
+    parser.add_argument("--seeds", type=common.positive_int, default=1, help="trainings of each system (default: 1)")
     parser.add_argument("--scenes", action="store_true", help="made scenes instead of open clip art")
-    parser.add_argument("--epochs", type=int, help="another number of epochs than the recipes'")
-    parser.add_argument("--max-train-images", type=int, default=3000, help="at most so many training pictures")
+    parser.add_argument("--epochs", type=common.positive_int, help="another number of epochs than the recipes'")
+    parser.add_argument(
+        "--max-train-images", type=common.positive_int, default=3000, help="at most so many training pictures"
+    )
     common.add_device(parser)
     common.add_json(parser)
 
@@ -29,10 +31,6 @@ def run(args: argparse.Namespace) -> int:
     from avse.demo.report import next_commands, table
 
     common.prepare_process()
-    for name in ("seeds", "epochs", "max_train_images"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {value}: at least 1 is needed")
     out, data = Path(args.out), Path(args.data)
     report = run_demo(
         out,
