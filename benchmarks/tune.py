@@ -4,7 +4,7 @@
         --out benchmarks/results/tune-openclipart.jsonl --cache runs/demo/cache
 
 A trial is {"system": "avse", "set": ["model.block_width=512", "train.temperature=0.1"]}; what it does not set is
-InfoNCE at temperature 0.05, 12 epochs and the defaults. Several processes share the work with --part 0/2, 1/2.
+BASE below and the defaults. Several processes share the work with --part 0/2, 1/2.
 With --show the results are printed, best first, a system at a time. The test split is never read.
 """
 
@@ -16,7 +16,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-BASE = ["train.objective=infonce", "train.temperature=0.05", "train.decorrelation_weight=0", "train.epochs=12"]
+BASE = [
+    "train.objective=infonce",
+    "train.score_scale=sum",
+    "train.temperature=0.05",
+    "train.decorrelation_weight=0",
+    "train.epochs=12",
+    "train.lr=5e-4",
+    "model.block_width=256",
+]
 
 
 def main() -> None:

@@ -224,12 +224,12 @@ def test_changed_pictures_are_another_run(build, scenes, tmp_path):
 
 
 def test_first_epoch_all_negatives_then_the_hardest(build, scenes, tmp_path):
-    trainer = Trainer(build(), settings(hard_negative_start_epoch=1, infonce_warmup_epochs=0), cache=tmp_path)
+    trainer = Trainer(build(), settings(objective="hinge", hard_negative_start_epoch=1), cache=tmp_path)
     scores, matches = torch.randn(6, 6), torch.eye(6, dtype=torch.bool)
     everything = float(trainer._matching(scores, matches, 0))
     hardest = float(trainer._matching(scores, matches, 1))
     assert everything > hardest
-    warm = Trainer(build(), settings(infonce_warmup_epochs=2), cache=tmp_path)
+    warm = Trainer(build(), settings(objective="hinge", infonce_warmup_epochs=2), cache=tmp_path)
     assert float(warm._matching(scores, matches, 1)) == pytest.approx(float(warm.infonce(scores, matches)))
     assert float(warm._matching(scores, matches, 2)) == pytest.approx(hardest)
 

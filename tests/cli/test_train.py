@@ -49,7 +49,7 @@ def test_nothing_is_replaced_unasked_and_a_stopped_run_goes_on(avse, scenes, tin
     assert said.code == 1 and "run that was not finished: avse train --resume" in said.err
     kept = (out / "recipe.yaml").read_bytes()
     said = avse(*train, "--set", "train.lr=1", "--resume")
-    assert said.code == 1 and "lr 0.0005 there, 1.0 now" in said.err and (out / "recipe.yaml").read_bytes() == kept
+    assert said.code == 1 and "lr 0.002 there, 1.0 now" in said.err and (out / "recipe.yaml").read_bytes() == kept
     assert avse(*train, "--resume").code == 0
     history = (out / "history.json").read_bytes()
     assert len(json.loads(history)) == 2
