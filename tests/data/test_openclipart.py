@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -204,7 +205,8 @@ def test_from_apt_get_with_a_state_of_its_own(debs, tmp_path, monkeypatch):
         f'echo "$@" >> {log}\ncase "$*" in *download*) cp {debs}/*.deb . ;; esac',
     )
     monkeypatch.setenv("PATH", str(tmp_path / "bin") + os.pathsep + os.environ["PATH"])
-    counts = build_openclipart(tmp_path / "out", size=32)
+    monkeypatch.chdir(tmp_path)
+    counts = build_openclipart(Path("out"), size=32)  # a relative folder, as the demo's
     assert counts["pictures"] == 8
     update, download = log.read_text().splitlines()
     assert update.endswith(" update") and download.endswith(" download openclipart-svg openclipart-png")

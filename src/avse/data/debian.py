@@ -26,6 +26,7 @@ def download_packages(names: Sequence[str], folder: Path) -> dict[str, Path]:
     Raises:
         DebianError: No apt-get, no network, or no such package in the machine's sources.
     """
+    folder = folder.resolve()  # apt-get takes a relative state folder for one below the root
     for part in ("state/lists/partial", "cache/archives/partial"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     options = [f"Dir::State={folder / 'state'}", f"Dir::Cache={folder / 'cache'}", "Acquire::Retries=2"]

@@ -126,7 +126,7 @@ def _obtain(data: Path, scenes: bool) -> Path:
             build_openclipart(data / "openclipart")
             return data / "openclipart"
         except OpenClipartUnavailable as error:
-            log.warning("open clip art cannot be had here: %s", error)
+            log.warning("%s", error)
             log.warning("made scenes take its place: the figures say nothing about real pictures")
     folder = data / "scenes"
     if not (folder / "captions.jsonl").exists():
