@@ -79,6 +79,11 @@ def test_the_first_commands_are_the_makefile_s():
     assert "make test" in (ROOT / ".ci" / "run").read_text()
 
 
+def test_no_figure_is_left_to_be_filled_in():
+    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        assert "@@" not in path.read_text(), path
+
+
 def test_linked_files_exist():
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).is_file(), target

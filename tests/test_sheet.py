@@ -60,3 +60,25 @@ def test_names_are_shortened_in_the_middle_and_titles_wrapped():
     assert _wrap("one two three", font, 1000) == ["one two three"]
     lines = _wrap("word " * 30, font, 300)
     assert len(lines) == 2 and all(font.getlength(line) <= 300 for line in lines)
+
+
+def test_letters_beyond_ascii_are_drawn_or_spelt_without_marks(monkeypatch):
+    """Pillow's own font has no such letters: a sheet shows them by another font, or plain letters, never boxes."""
+    from PIL import ImageFont
+
+    from avse import sheet
+
+    sheet._font.cache_clear()
+    shown = sheet._clean("Öse, Straße")
+    if shown == "Öse, Straße":
+        font = sheet._font(20)
+        assert bytes(font.getmask("Ö")) != bytes(font.getmask("\uffff"))
+
+    def none(*args, **kwargs):
+        raise OSError("no such font")
+
+    sheet._font.cache_clear()
+    monkeypatch.setattr(ImageFont, "truetype", none)
+    monkeypatch.setattr(ImageFont, "load_default", lambda size: ImageFont.ImageFont())
+    assert sheet._clean("Öse, Straße") == "Ose, Strasse"
+    sheet._font.cache_clear()

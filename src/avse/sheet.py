@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
+import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +19,8 @@ TILE = 220
 COLUMNS = 5
 MARGIN, GAP, CAPTION = 28, 16, 46
 PAPER, EMPTY, INK, GREY, ACCENT = "#ffffff", "#f1f2f4", "#1c1f24", "#7a828e", "#2563c9"
+
+FONT = "DejaVuSans.ttf"
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -115,12 +120,25 @@ def _thumbnail(tile: Tile) -> Image.Image:
     return cell
 
 
+@lru_cache(32)
 def _font(size: int) -> Font:
+    """Return a font with letters beyond ASCII where there is one; Pillow's own has none."""
+    matplotlib = importlib.util.find_spec("matplotlib")
+    own = Path(matplotlib.origin or "").parent / "mpl-data" / "fonts" / "ttf" / FONT if matplotlib else FONT
+    for path in (FONT, own):
+        try:
+            return ImageFont.truetype(str(path), size)
+        except OSError:
+            continue
     return ImageFont.load_default(size)
 
 
 def _clean(text: str) -> str:
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    if isinstance(font := _font(14), ImageFont.FreeTypeFont) and font.getname()[0] == "DejaVu Sans":
+        return text
+    plain = unicodedata.normalize("NFKD", text.replace("ß", "ss"))
+    return "".join(letter for letter in plain if not unicodedata.combining(letter))
 
 
 def _fit(text: str, font: Font, width: int) -> str:

@@ -18,7 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("index", metavar="INDEX", help="folder of the index")
     parser.add_argument("query", nargs="?", metavar="SENTENCE", help="what to look for")
     parser.add_argument("--image", metavar="FILE", help="a picture to look for, alone or beside the sentence")
-    parser.add_argument("--where", metavar="EXPR", help='only entries such as "folder = 2019 and width > 1000"')
+    parser.add_argument(
+        "--where",
+        metavar="EXPR",
+        help='only entries such as "folder = 2019 and width > 1000"; fields path, name, folder, width, height, '
+        "bytes; "
+        "operators = != < <= > >= in (a, b), and, or, not",
+    )
     parser.add_argument("-k", type=positive_int, default=10, help="how many answers (default 10)")
     parser.add_argument("--model", metavar="DIR", help="folder of the model, where the index's own has moved")
     parser.add_argument("--approximate", action="store_true", help="use (and first build) the store's HNSW graph")
@@ -47,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         hits = index.search(args.query, image=args.image, where=args.where, k=args.k, approximate=args.approximate)
         if args.sheet:
             _draw(args, index, hits)
+            print(f"contact sheet in {args.sheet}", file=sys.stderr)
         if args.where and not hits:
             for line in index.unknown_fields(args.where):
                 print(f"avse search: --where: {line}", file=sys.stderr)

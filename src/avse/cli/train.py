@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
     if cache is None and can_cache(model, recipe.train.image_augment):
         cache = ".cache/avse"
     trainer = Trainer(model, recipe.train, cache=cache)
+    if args.resume and not (out / "checkpoint").exists():
+        print(f"avse train: nothing to resume in {out}: starting anew", file=sys.stderr)
     _keep_recipe(recipe, out, args.resume)
     result = trainer.fit(train, val, out=out, resume=args.resume)
     if args.json:
