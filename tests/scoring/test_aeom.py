@@ -53,7 +53,7 @@ def test_tiling_changes_nothing(monkeypatch):
     random = np.random.default_rng(0)
     images, texts = blocks(random, 11, 4, 8), blocks(random, 5, 2, 8)
     whole = aeom(images, texts)
-    monkeypatch.setattr(sys.modules["avse.scoring.aeom"], "TILE_FLOATS", 30)
+    monkeypatch.setattr(sys.modules["avse.scoring.aeom"], "TILE", (3, 4))
     assert np.allclose(aeom(images, texts), whole, atol=1e-6)
     assert np.allclose(aeom(torch.from_numpy(images), torch.from_numpy(texts)).numpy(), whole, atol=1e-6)
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 else:
     Blocks = TypeVar("Blocks")
 
-TILE_FLOATS = 1 << 24
-"""Largest intermediate of one tile, in floats (64 MiB in float32)."""
+TILE = (256, 512)
+"""Images and text blocks of one tile, whose running maximum (half a MiB in float32) stays in the cache."""
 
 
 class BlockMatches(NamedTuple):
@@ -59,11 +59,14 @@ def aeom(images: Blocks, texts: Blocks) -> Blocks:
     [[1.8]]
     """
     check_blocks(images, texts)
-    rows = max(1, TILE_FLOATS // max(1, texts.shape[0] * texts.shape[1]))
-    tiles = [_tile(images[start : start + rows], texts) for start in range(0, max(1, len(images)), rows)]
-    if len(tiles) == 1:
-        return tiles[0]
-    return np.concatenate(tiles) if isinstance(images, np.ndarray) else sys.modules["torch"].cat(tiles)
+    join = np.concatenate if isinstance(images, np.ndarray) else sys.modules["torch"].cat
+    width = max(1, TILE[1] // texts.shape[1])
+    rows = []
+    for start in range(0, max(1, len(images)), TILE[0]):
+        part = images[start : start + TILE[0]]
+        tiles = [_tile(part, texts[left : left + width]) for left in range(0, max(1, len(texts)), width)]
+        rows.append(tiles[0] if len(tiles) == 1 else join(tiles, 1))
+    return rows[0] if len(rows) == 1 else join(rows, 0)
 
 
 def _tile(images: Any, texts: Any) -> Any:
