@@ -30,7 +30,7 @@ class BlockMatches(NamedTuple):
     """(n, m, Q) its cosine; their sum over Q is S."""
 
 
-def check_blocks(images: Any, texts: Any) -> None:
+def _check_blocks(images: Any, texts: Any) -> None:
     """Raise ValueError unless the shapes are (n, P, C) and (m, Q, C)."""
     if images.ndim != 3 or texts.ndim != 3 or images.shape[2] != texts.shape[2]:
         raise ValueError(
@@ -58,7 +58,7 @@ def aeom(images: Blocks, texts: Blocks) -> Blocks:
     >>> aeom(image, text).tolist()                             # 1 from the first block, 0.8 from the second
     [[1.8]]
     """
-    check_blocks(images, texts)
+    _check_blocks(images, texts)
     join = np.concatenate if isinstance(images, np.ndarray) else sys.modules["torch"].cat
     width = max(1, TILE[1] // texts.shape[1])
     rows = []
@@ -93,7 +93,7 @@ def block_matches(images: Blocks, texts: Blocks) -> BlockMatches:
     >>> match.blocks.tolist(), match.scores.tolist()
     ([[[1, 1]]], [[[1.0, 0.8]]])
     """
-    check_blocks(images, texts)
+    _check_blocks(images, texts)
     flat = images.reshape(-1, images.shape[2]) @ texts.reshape(-1, texts.shape[2]).T
     grid = flat.reshape(images.shape[0], images.shape[1], texts.shape[0], texts.shape[1])
     if isinstance(grid, np.ndarray):
