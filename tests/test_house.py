@@ -70,7 +70,7 @@ def test_sizes():
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 assert node.end_lineno - node.lineno < 80, f"{path}: {node.name}"
             assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"{path}: bare except"
-    assert total < 9000
+    assert total < 12000
 
 
 def test_import_avse_loads_no_torch_and_exports_work():

@@ -1,7 +1,7 @@
 """Every setting of avse, its default and its limits; YAML in and out.
 
-A recipe is one YAML file with up to three sections: `model`, `data`, `train`. An unknown key is an error that
-suggests the nearest name. Presets are differences against the defaults: the baselines are presets of the same parts.
+A recipe is one YAML file with the sections `model`, `data`, `train`; `base` names another that it stands on. An unknown
+key is an error that suggests the nearest name. Presets are differences against the defaults: the baselines are presets of the same parts.
 This module knows no torch and reads no picture.
 """
 
@@ -30,9 +30,14 @@ class ImageEncoderConfig(Section):
     """Which grid encoder reads the pictures and how."""
 
     source: str = "efficientnet-lite0"
-    """`efficientnet-lite0`, or a local folder of transformers (ViT, Swin, DINOv2, SigLIP vision)."""
+    """`efficientnet-lite0`; `regions` (features made beforehand); a local folder of transformers (ViT, Swin, DINOv2,
+    SigLIP/CLIP vision), or a hub id, which is fetched only when asked (--allow-download)."""
     resolution: int | None = Field(None, ge=16, le=2048)
     """Side in pixels of the square the encoder sees; None: the encoder's own."""
+    width: int | None = Field(None, ge=1)
+    """`regions` only: W of the features, 2048 (BUTD) or 2054 (VinVL)."""
+    num_regions: int = Field(36, ge=1)
+    """`regions` only: G, features an image."""
     sampling_stage: Literal["input", "output"] = "output"
     """Sample views before the transformer blocks, or on the last grid."""
     frozen: bool = True
@@ -46,7 +51,7 @@ class TextEncoderConfig(Section):
     """Which encoder reads the sentences."""
 
     source: str = "minilm"
-    """`minilm`, `bigru`, or a local folder of transformers (BERT family)."""
+    """`minilm`, `bigru`, or a local folder of transformers (BERT family), or a hub id (as for pictures)."""
     max_length: int = Field(64, ge=4, le=4096)
     """Longest sentence in tokens; longer ones are cut, with a warning."""
     frozen: bool = True
@@ -77,8 +82,13 @@ class ModelConfig(Section):
     """`official`: K = int(keep·(G+1)), the prefix token counted in, at most G."""
     alpha: float = Field(4.0, ge=0)
     """Radial bias: a cell at d cells from the centre is drawn with p ∝ exp(-alpha·d)."""
-    sampling: Literal["gumbel", "nearest", "uniform"] = "gumbel"
-    """How training views are drawn; evaluation always takes the nearest cells around fixed centres."""
+    sampling: Literal["gumbel", "nearest", "uniform", "groups"] = "gumbel"
+    """How training views are drawn; evaluation takes the nearest cells around fixed centres. `groups`, in training and
+    evaluation: each of V learnt tokens takes the features nearest to it (the supplement's encoder of regions)."""
+    pooling: Literal["gpo", "mean"] = "gpo"
+    """How tokens become one vector: the learnt operator of VSE∞, or their mean (VSE++)."""
+    heads: Literal["avse", "own"] = "avse"
+    """`own`: the pooling and projection heads of a dual encoder (CLIP, SigLIP) in place of ours."""
     dropout: float = Field(0.2, ge=0, lt=1)
     """On the text encoder's output."""
     image_dropout: float = Field(0.0, ge=0, lt=1)
@@ -171,11 +181,23 @@ class TrainConfig(Section):
 
 
 class Recipe(Section):
-    """A whole experiment."""
+    """A whole experiment: settings, where they come from, and what the literature reports for it."""
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
+    init_from: str | None = None
+    """Start from this folder: a dual encoder of transformers (CLIP, SigLIP), or a model that avse saved."""
+    ensemble: int = Field(1, ge=1, le=16)
+    """Models trained with seeds of their own, whose similarities are averaged."""
+    settings_from: str = ""
+    """Source of the settings."""
+    expected: dict[str, float] = {}
+    """Figures reported elsewhere, such as rsum or i2t_r1; never produced here unless `reproduced` says so."""
+    expected_from: str = ""
+    """Source of `expected`."""
+    reproduced: str = "not run"
+    """`not run`, or where the figures of a run with this recipe stand."""
 
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -210,7 +232,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "decorrelation_weight": 1.0,
         },
     },
-    # Baselines: one view, GPO, cosine.
+    # Baselines: one view, cosine; mean pooling with hardest negatives (VSE++), then GPO.
+    "vse_plus_plus": {
+        "model": {"num_views": 1, "block_width": "embed_dim", "pooling": "mean"},
+        "train": {"objective": "hinge", "decorrelation_weight": 0.0},
+    },
     "vse_infinity": {
         "model": {"num_views": 1, "block_width": "embed_dim"},
         "train": {"objective": "hinge", "decorrelation_weight": 0.0},
@@ -250,7 +276,7 @@ def load_recipe(
     Raises:
         ConfigError: No such recipe or preset, text that is not YAML, or a setting that is wrong or unknown.
     """
-    values = {} if path_or_name is None else _read_recipe(_find_recipe(path_or_name))
+    values = {} if path_or_name is None else _with_base(_read_recipe(_find_recipe(path_or_name)))
     changes: dict[str, Any] = {}
     for override in overrides or []:
         changes = _merge(changes, _read_override(override))
@@ -317,6 +343,16 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping of sections, found {type(values).__name__}")
     return values
+
+
+def _with_base(values: dict[str, Any], depth: int = 0) -> dict[str, Any]:
+    """Lay a recipe over the one that its `base` names."""
+    if "base" not in values:
+        return values
+    name = values.pop("base")
+    if depth == 8:
+        raise ConfigError(f"base {name!r}: recipes stand on one another in a circle")
+    return _merge(_with_base(_read_recipe(_find_recipe(name)), depth + 1), values)
 
 
 def _read_override(override: str) -> dict[str, Any]:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from avse.pooling import GPO
+from avse.pooling import POOLINGS
 
 
 class ImageHead(nn.Module):
-    """Linear W→D and GPO: the cells of a view become one vector.
+    """Linear W→D and pooling (GPO): the cells of a view become one vector.
 
     Args:
         width: W of the image encoder.
         embed_dim: D.
         dropout: on the tokens.
+        pooling: `gpo` or `mean`.
     """
 
-    def __init__(self, width: int, embed_dim: int, dropout: float = 0.0) -> None:
+    def __init__(self, width: int, embed_dim: int, dropout: float = 0.0, pooling: str = "gpo") -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.project = _linear(width, embed_dim)
-        self.pool = GPO()
+        self.pool = POOLINGS[pooling]()
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Pool tokens (B, K, W), with an optional mask (B, K) of valid ones -> (B, D)."""
@@ -46,16 +47,24 @@ class ImageHead(nn.Module):
 
 
 class TextHead(nn.Module):
-    """Linear(W→D) plus a two-layer MLP residual, GPO over the valid tokens, LayerNorm.
+    """Linear(W→D) plus a two-layer MLP residual, pooling (GPO) over the valid tokens, LayerNorm.
 
     Args:
         width: W of the text encoder.
         embed_dim: D.
         dropout: on the tokens.
         masked_batch_norm: the batch norm counts valid tokens only; False counts the padding too, as the authors do.
+        pooling: `gpo` or `mean`.
     """
 
-    def __init__(self, width: int, embed_dim: int, dropout: float = 0.2, masked_batch_norm: bool = True) -> None:
+    def __init__(
+        self,
+        width: int,
+        embed_dim: int,
+        dropout: float = 0.2,
+        masked_batch_norm: bool = True,
+        pooling: str = "gpo",
+    ) -> None:
         super().__init__()
         self.masked_batch_norm = masked_batch_norm
         self.dropout = nn.Dropout(dropout)
@@ -66,7 +75,7 @@ class TextHead(nn.Module):
             nn.ReLU(),
             nn.Linear(embed_dim // 2, embed_dim),
         )
-        self.pool = GPO()
+        self.pool = POOLINGS[pooling]()
         self.norm = nn.LayerNorm(embed_dim)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:

@@ -51,8 +51,10 @@ class AVSE(nn.Module):
         self.sampling = RadialBiasSampling(
             config.num_views, config.keep, config.keep_eval, config.alpha, config.sampling, config.count_prefix
         )
-        self.image_head = ImageHead(self.image_encoder.width, config.embed_dim, config.image_dropout)
-        self.text_head = TextHead(self.text_encoder.width, config.embed_dim, config.dropout, config.masked_batch_norm)
+        self.image_head = ImageHead(self.image_encoder.width, config.embed_dim, config.image_dropout, config.pooling)
+        self.text_head = TextHead(
+            self.text_encoder.width, config.embed_dim, config.dropout, config.masked_batch_norm, config.pooling
+        )
         self.folder: Path | None = None
         self.facts: dict[str, Any] = {}
         self._fingerprint: str | None = None

@@ -1,4 +1,4 @@
-"""GPO, the generalised pooling operator (VSE∞, CVPR 2021): a learnt weighting of each dimension's sorted values.
+"""GPO, the generalised pooling operator (VSE∞, CVPR 2021): a learnt weighting of each dimension's sorted values; the mean.
 
 Knows tokens and lengths; no encoder, no views.
 """
@@ -68,6 +68,22 @@ class GPO(nn.Module):
         ordered = columns.masked_fill(~mask[:, None], low).sort(dim=-1, descending=True).values[..., :longest]
         ordered = ordered.masked_fill(weights[:, None] == 0, 0.0)
         return (ordered * weights[:, None]).sum(dim=-1)
+
+
+class MeanPool(nn.Module):
+    """The mean of the valid tokens (VSE++, BMVC 2018)."""
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Pool tokens (B, K, D) under a mask (B, K), True where a token is valid -> (B, D)."""
+        if mask is None:
+            return tokens.mean(dim=1)
+        counts = mask.sum(dim=1, keepdim=True)
+        if not bool(counts.all()):
+            raise ValueError("a set of zero tokens has no mean; every image or text needs at least one")
+        return tokens.masked_fill(~mask[..., None], 0.0).sum(dim=1) / counts
+
+
+POOLINGS: dict[str, type[nn.Module]] = {"gpo": GPO, "mean": MeanPool}
 
 
 def position_codes(length: int, width: int) -> Tensor:
