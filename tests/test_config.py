@@ -69,7 +69,7 @@ def test_shipped_recipes_all_parse():
         (b"1: 2\n", "^key 1 is no name: names are text, such as model"),
         (b"train:\n  1: 2\n", "key 1 in train is no name"),
         (b"train: 5\n", "train: .*valid dictionary.*got 5"),
-        (b"eval:\n  bootstrap: 5\n", "unknown key 'eval'; known are data, model, train"),
+        (b"eval:\n  bootstrap: 5\n", "unknown key 'eval'; known are data, ensemble, expected"),
     ],
 )
 def test_wrong_yaml_is_named_in_one_line(tmp_path, text, message):
@@ -85,7 +85,7 @@ def test_wrong_yaml_is_named_in_one_line(tmp_path, text, message):
     [
         ("train.lr=[", r"--set 'train\.lr=\[': the value is not YAML: line 1, column 2"),
         ("train.lr", "expected section.key=value"),
-        ("=5", "unknown key ''; known are data, model, train"),
+        ("=5", "unknown key ''; known are data, ensemble, expected"),
         ("train={1: 2}", "key 1 in train is no name"),
         ("train.clip_norm.x=3", "train.clip_norm: .*valid number"),
     ],

@@ -1,7 +1,8 @@
 """Every setting of avse, its default and its limits; YAML in and out.
 
 A recipe is one YAML file with the sections `model`, `data`, `train`; `base` names another that it stands on. An unknown
-key is an error that suggests the nearest name. Presets are differences against the defaults: the baselines are presets of the same parts.
+key is an error that suggests the nearest name. Presets are differences against the defaults: the baselines are presets
+of the same parts.
 This module knows no torch and reads no picture.
 """
 

@@ -1,6 +1,6 @@
-"""GPO, the generalised pooling operator (VSE∞, CVPR 2021): a learnt weighting of each dimension's sorted values; the mean.
+"""GPO, the generalised pooling operator (VSE∞, CVPR 2021): a learnt weighting of each dimension's sorted values.
 
-Knows tokens and lengths; no encoder, no views.
+And the mean, of VSE++. Knows tokens and lengths; no encoder, no views.
 """
 
 from __future__ import annotations
