@@ -20,12 +20,14 @@ FLOORS = {
     "losses": 1, "metrics": 1, "heads": 1,
     "encoders": 2, "data": 2, "checkpoint": 2, "index": 2, "rowstore": 2, "sheet": 2,
     "model": 3, "features": 3,
-    "inputs": 4,
+    "inputs": 4, "official": 4,
     "evaluate": 5,
     "trainer": 6,
-    "demo": 7,
-    "cli": 8,
-    "__main__": 9,
+    "experiment": 7, "benchmarks": 7,
+    "demo": 8,
+    "ablate": 8,
+    "cli": 9,
+    "__main__": 10,
 }  # fmt: skip
 FILES = sorted(SRC.rglob("*.py"))
 

@@ -9,6 +9,7 @@ This module knows no torch and reads no picture.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -105,6 +106,20 @@ class ModelConfig(Section):
             raise ValueError(
                 f"block_width {self.block_width} does not divide embed_dim {self.embed_dim}; "
                 f"the nearest widths that do are {', '.join(map(str, best))}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _views_can_be_chosen(self) -> ModelConfig:
+        if self.num_views > 1 and self.image_encoder.source == "regions" and self.sampling != "groups":
+            raise ValueError(
+                f"regions have no grid to draw {self.num_views} views on by sampling {self.sampling!r}: set "
+                "model.sampling=groups, or model.num_views=1"
+            )
+        if self.num_views > 1 and self.sampling == "groups" and self.image_encoder.sampling_stage == "input":
+            raise ValueError(
+                "sampling 'groups' chooses by features, which are not there before an encoder's blocks: set "
+                "model.image_encoder.sampling_stage=output"
             )
         return self
 
@@ -296,6 +311,15 @@ def load_recipe(
     return recipe
 
 
+def change(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
+    """Return a recipe with `section.key=value` settings changed; ConfigError where they do not exist or fit."""
+    changes: dict[str, Any] = {}
+    for override in overrides:
+        changes = _merge(changes, _read_override(override))
+    changed: Recipe = parse(Recipe, _merge(recipe.model_dump(), changes))
+    return changed
+
+
 def shipped_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
     folder = resources.files("avse") / "recipes"
@@ -346,6 +370,10 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     return values
 
 
+_OF_ONE_RECIPE = ("expected", "expected_from", "reproduced")
+"""Figures belong to the recipe that names them, not to those that stand on it."""
+
+
 def _with_base(values: dict[str, Any], depth: int = 0) -> dict[str, Any]:
     """Lay a recipe over the one that its `base` names."""
     if "base" not in values:
@@ -353,7 +381,9 @@ def _with_base(values: dict[str, Any], depth: int = 0) -> dict[str, Any]:
     name = values.pop("base")
     if depth == 8:
         raise ConfigError(f"base {name!r}: recipes stand on one another in a circle")
-    return _merge(_with_base(_read_recipe(_find_recipe(name)), depth + 1), values)
+    below = _with_base(_read_recipe(_find_recipe(name)), depth + 1)
+    below = {key: value for key, value in below.items() if key not in _OF_ONE_RECIPE}
+    return _merge(below, values)
 
 
 def _read_override(override: str) -> dict[str, Any]:

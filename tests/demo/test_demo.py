@@ -61,7 +61,7 @@ def test_a_second_run_reuses_what_is_there(demo, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("avse.demo.systems.Trainer", refuse)
+    monkeypatch.setattr("avse.experiment.Trainer", refuse)
     before = (folder / "run" / "model" / "model.safetensors").stat().st_mtime_ns
     again = job.run_demo(folder / "run", folder / "data", scenes=True, epochs=1)
     assert again["systems"] == report["systems"] and again["differences"] == report["differences"]

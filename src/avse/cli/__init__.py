@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import keyword
 import logging
 import sys
 from collections.abc import Sequence
@@ -18,8 +19,10 @@ VERBS: dict[str, str] = {
     "data": "obtain or make a set of pictures with captions, or check your own",
     "train": "train a model on pairs of pictures and captions",
     "evaluate": "measure a model on a split, both directions, with intervals",
+    "ablate": "leave out or vary the parts of the method on your data: one table with intervals",
     "index": "make a searchable index of a folder of pictures, or of a file of sentences",
     "search": "find pictures by a sentence, a picture or both",
+    "import": "turn a checkpoint of the authors' code into a model folder of avse",
     "recipes": "list the shipped recipes, or print one",
     "bench": "measure speed on this machine",
     "info": "show versions and what this machine can do, or what a model or index is",
@@ -40,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for verb, text in VERBS.items():
         sub = verbs.add_parser(verb, help=text, description=text[0].upper() + text[1:] + ".")
         if verb == wanted:
-            module = importlib.import_module(f"avse.cli.{verb}")
+            name = f"{verb}_" if keyword.iskeyword(verb) else verb
+            module = importlib.import_module(f"avse.cli.{name}")
             module.add_arguments(sub)
     args = parser.parse_args(arguments)
     if args.verb is None:

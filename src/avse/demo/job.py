@@ -19,7 +19,8 @@ from avse.data import PairDataset, load_dataset
 from avse.data.openclipart import OpenClipartUnavailable, build_openclipart
 from avse.data.scenes import make_scenes
 from avse.demo.report import write_report
-from avse.demo.systems import SYSTEMS, Measured, recipe_for, summarise, title_of, train_and_measure
+from avse.demo.systems import SYSTEMS, recipe_for, title_of
+from avse.experiment import Measured, summarise, train_and_measure
 from avse.index import Index
 from avse.index.pictures import picture_payload
 from avse.inputs import Inputs, open_inputs, select

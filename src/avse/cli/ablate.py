@@ -1,0 +1,74 @@
+"""`avse ablate`: the paper's ablations on your data, as one table with intervals."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from avse.cli import common
+
+GROUPS = ("parts", "sampling", "views", "block width", "keep rate", "alpha", "objective")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("data", help="folder with captions, or a known set's name")
+    parser.add_argument(
+        "--out", default="runs/ablation", help="folder of the results; finished rows are kept (%(default)s)"
+    )
+    parser.add_argument("--seeds", type=common.positive_int, default=3, help="trainings a row (default: 3)")
+    common.add_recipe(parser)
+    parser.add_argument(
+        "--only", action="append", choices=GROUPS, metavar="GROUP", help=f"one of the paper's: {', '.join(GROUPS)}"
+    )
+    parser.add_argument(
+        "--over",
+        action="append",
+        default=[],
+        metavar="KEY=A,B,C",
+        help="instead of the paper's rows, a row for each value, such as train.decorrelation_weight=0.1,1,10",
+    )
+    parser.add_argument("--root", help="the picture folder, where it is not beside the captions")
+    parser.add_argument("--cache", help="folder of the cached grids (default: .cache/avse)")
+    common.add_device(parser)
+    common.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train what is not there yet and print the table, or the JSON object that ablation.json holds."""
+    import torch
+
+    from avse.ablate import paper_variants, run_ablation, table_lines, variants_over
+    from avse.config import load_recipe
+    from avse.data import load_dataset
+    from avse.inputs import can_cache, open_inputs, select
+    from avse.model import AVSE
+
+    common.prepare_process()
+    recipe = load_recipe(args.config or "ablation", args.set, args.preset)
+    variants = variants_over(args.over) if args.over else paper_variants(recipe)
+    if args.only and not args.over:
+        variants = [variant for variant in variants if variant.group in args.only]
+    torch.manual_seed(recipe.train.seed)
+    model = AVSE(recipe.model).to(common.device_of(args))
+    if not can_cache(model, recipe.train.image_augment) or not model.text_encoder.frozen:
+        raise ValueError(
+            "ablations run on frozen features: set frozen to true for both encoders, sampling_stage to 'output' and "
+            "train.image_augment to false"
+        )
+    parts = {split: load_dataset(args.data, root=args.root, split=split) for split in ("train", "val", "test")}
+    whole = open_inputs(model, load_dataset(args.data, root=args.root, split="all"), cache=args.cache or ".cache/avse")
+    if recipe.data.max_train_images:
+        parts["train"] = parts["train"].first_by_hash(recipe.data.max_train_images)
+    common.tell(whole.dataset)
+    common.tell_skips(whole.images.skipped)
+    splits = {name: select(whole, part) for name, part in parts.items()}
+    encoders = (model.image_encoder, model.text_encoder)
+    print(f"{len(variants) + 1} rows x {args.seeds} trainings", file=sys.stderr)
+    table = run_ablation(recipe, variants, encoders, splits, Path(args.out), args.seeds)
+    if args.json:
+        common.emit(table)
+    else:
+        print("\n".join(table_lines(table)))
+    return 0
