@@ -8,6 +8,9 @@ from typing import Any
 
 from avse.cli import common
 
+LISTED = 20
+"""Lines of a kind that a report on the screen names; `--json` has all."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the three kinds of work and their options."""
@@ -22,9 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     scenes.add_argument("--count", type=count, default=400, help="number of pictures (%(default)s)")
     scenes.add_argument("--seed", type=common.natural_int, default=0, help="same seed, same pictures (%(default)s)")
     scenes.add_argument("--size", type=count, default=224, help="side of the pictures in pixels (%(default)s)")
-    check = kinds.add_parser("check", help="count a data set by split; list what is skipped and what stands twice")
-    check.add_argument("path", type=Path, help="folder with captions.jsonl or captions.csv, or that file")
-    check.add_argument("--root", type=Path, help="folder of the pictures, where they are not beside the captions")
+    check = kinds.add_parser("check", help="a data set's layout, counts, what is missing or twice, its protocols")
+    check.add_argument("path", help="folder of a data set, a file that marks its layout, or flickr30k, coco, …-regions")
+    check.add_argument("--root", type=Path, help="folder of the pictures; for a known name the folder that holds it")
+    check.add_argument("--quick", action="store_true", help="look for the files alone: decode nothing, compare ids")
     for kind in (clip, scenes):
         common.add_force(kind)
     for kind in (clip, scenes, check):
@@ -45,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from avse.data.check import check_dataset
 
-    report = check_dataset(args.path, root=args.root)
+    report = check_dataset(args.path, root=args.root, quick=args.quick)
     if args.json:
         common.emit(report)
     else:
@@ -68,11 +72,17 @@ def _show(args: argparse.Namespace, counts: dict[str, Any]) -> None:
 
 
 def _show_report(report: dict[str, Any]) -> None:
+    layout = report["layout"]
+    print(f"layout: {layout['kind']}, by {layout['path']}{', of ' + layout['family'] if layout['family'] else ''}")
     for split, counts in report["splits"].items():
         print(f"{split}: {counts['images']:,} images, {counts['captions']:,} captions")
     kinds = {"notes": "note", "skipped": "skipped", "duplicates": "in two splits", "problems": "problem"}
     for key, what in kinds.items():
-        for item in report[key]:
+        for item in report[key][:LISTED]:
             text = item if isinstance(item, str) else f"{item['name']}: {item['reason']}"
             print(f"{what}: {text}")
+        if len(report[key]) > LISTED:
+            print(f"{what}: {len(report[key]):,} in all; --json lists every one")
+    for name, said in report["protocols"].items():
+        print(f"protocol {name}: {'yes' if said['runs'] else 'no, ' + said['why']}")
     print("usable" if report["ok"] else "not usable as it is")

@@ -1,6 +1,6 @@
 """Pictures with captions: data sets anyone can bring, open clip art, and made scenes. Loads no torch."""
 
-from avse.data.captions import load_dataset
-from avse.data.dataset import PairDataset, Skip
+from avse.data.dataset import FeatureRows, PairDataset, Skip
+from avse.data.layouts import load_dataset
 
-__all__ = ["PairDataset", "Skip", "load_dataset"]
+__all__ = ["FeatureRows", "PairDataset", "Skip", "load_dataset"]

@@ -1,67 +1,132 @@
-"""What is wrong with a data set: every picture is decoded, and pictures that stand in two splits are found."""
+"""What is wrong with a data set: every picture is decoded, and pictures that stand in two splits are found.
+
+Says also which of the field's protocols can be run on it.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from avse.data.captions import load_dataset
-from avse.data.dataset import SPLITS, Skip
+from avse.data.claims import CLAIMS, protocols
+from avse.data.dataset import SPLITS, FeatureRows, PairDataset, Skip
+from avse.data.layouts import Layout, find_layout, load_dataset, load_splits
 from avse.images import ImageError, read_image
 
 _THREADS = 2
 """A picture of 100 megapixels takes some 600 MB while it is decoded: no more at once."""
+_SAME_BY_DESIGN = {"test", "testall"}
 
 
-def check_dataset(path: str | Path, *, root: str | Path | None = None) -> dict[str, Any]:
-    """Return a report on all splits of a data set; ``ok`` is false when train, val or test has no usable picture.
+def check_dataset(name_or_path: str | Path, *, root: str | Path | None = None, quick: bool = False) -> dict[str, Any]:
+    """Return a report on all splits of a data set.
 
-    Keys: ``ok``, ``splits`` (name to ``images`` and ``captions``), ``notes``, ``skipped`` and ``duplicates`` (each a
-    list of ``name`` and ``reason``; a duplicate has the same pixels as a picture of another split), ``problems``.
+    ``ok`` is false where a protocol that the data claims cannot be run: of Flickr30K or MS-COCO, by a known name or by
+    that of Karpathy's file, the family's; of other data train, val or test without anything usable.
+
+    Keys: ``ok``, ``layout`` (``kind``, ``path``, ``family``), ``splits`` (name to ``images`` and ``captions``),
+    ``notes``, ``skipped`` and ``duplicates`` (each a list of ``name`` and ``reason``; a duplicate has the same pixels
+    or features as one of another split), ``problems``, and ``protocols`` (name to ``runs`` and ``why`` not).
+
+    Args:
+        name_or_path: As `load_dataset`.
+        root: As `load_dataset`.
+        quick: Decode no picture and read no feature: files are only looked for, duplicates found by their ids.
 
     Raises:
         FileNotFoundError: As `load_dataset`.
         ValueError: As `load_dataset`.
     """
-    data = load_dataset(path, root=root, split="all", check_images=False)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        digests = list(
-            tqdm(pool.map(_digest, data.image_paths), total=data.num_images, desc="pictures", unit="picture")
-        )
-    skipped = list(data.skipped)
-    images, captions = Counter[str](), Counter[str]()
+    layout = find_layout(name_or_path, root)
+    parts = load_splits(layout)
+    if not any(part.num_images for part in parts.values()):
+        load_dataset(name_or_path, root=root, split="all", check_images=False)  # says what is wrong
+    skipped = [skip for part in parts.values() for skip in part.skipped]
+    read: dict[str, PairDataset] = {}
+    duplicates: list[Skip] = []
     first: dict[str, dict[str, str]] = defaultdict(dict)
-    duplicates = []
-    for i, (image_id, digest) in enumerate(zip(data.image_ids, digests)):
-        split = data.records[i]["split"]
-        if isinstance(digest, ImageError):
-            skipped.append(Skip(image_id, digest.reason))
-            continue
-        images[split] += 1
-        captions[split] += len(data.captions_of(i))
-        for other, twin in first[digest].items():
-            if other != split:
-                duplicates.append(Skip(image_id, f"in {split}, the same pixels as {twin} in {other}"))
-        first[digest].setdefault(split, image_id)
-    problems = [f"no usable picture in split {split!r}" for split in SPLITS if not images[split]]
-    names = [*SPLITS, *sorted(set(images) - set(SPLITS))]
+    for split, part in parts.items():
+        good = []
+        for i, (image_id, digest) in enumerate(zip(part.image_ids, _digests(part, quick))):
+            if isinstance(digest, ImageError):
+                skipped.append(Skip(image_id, digest.reason))
+                continue
+            good.append(i)
+            duplicates += _twins(part, image_id, first[digest], quick)
+            first[digest].setdefault(split, image_id)
+        read[split] = part if len(good) == part.num_images else part.subset(good)
     return {
-        "ok": not problems,
-        "splits": {name: {"images": images[name], "captions": captions[name]} for name in names},
-        "notes": list(data.notes),
+        **_judge(layout, read),
+        "notes": list(dict.fromkeys(note for part in parts.values() for note in part.notes)),
         "skipped": [asdict(skip) for skip in skipped],
         "duplicates": [asdict(duplicate) for duplicate in duplicates],
+    }
+
+
+def _judge(layout: Layout, parts: dict[str, PairDataset]) -> dict[str, Any]:
+    """Return the parts of the report that follow from what can be used."""
+    why = protocols(parts, layout.family)
+    if layout.claimed:
+        problems = [f"{name} cannot be run: {why[name]}" for name in CLAIMS[layout.family] if why[name]]
+    else:
+        what = "features" if any(part.features for part in parts.values()) else "picture"
+        usable = {split for split, part in parts.items() if part.num_images}
+        problems = [f"no usable {what} in split {split!r}" for split in SPLITS if split not in usable]
+    names = [*SPLITS, *sorted(set(parts) - set(SPLITS))]
+    counts = {name: (parts[name].num_images, parts[name].num_pairs) if name in parts else (0, 0) for name in names}
+    return {
+        "ok": not problems,
+        "layout": {"kind": layout.kind, "path": str(layout.path), "family": layout.family},
+        "splits": {name: {"images": n, "captions": m} for name, (n, m) in counts.items() if n or name in SPLITS},
+        "protocols": {name: {"runs": not reason, "why": reason} for name, reason in why.items()},
         "problems": problems,
     }
 
 
-def _digest(path: Path) -> str | ImageError:
+def _twins(part: PairDataset, image_id: str, there: dict[str, str], quick: bool) -> Iterator[Skip]:
+    what = "the same id" if quick else "the same features" if part.features else "the same pixels"
+    for other, twin in there.items():
+        if other != part.split and {other, part.split} != _SAME_BY_DESIGN:
+            yield Skip(image_id, f"in {part.split}, {what} as {twin} in {other}")
+
+
+def _digests(part: PairDataset, quick: bool) -> Iterator[str | ImageError]:
+    """Yield for each image of a part what is equal for equal images, or why it cannot be read."""
+    if quick:  # rows of features without ids are only numbers, which say nothing of another file's rows
+        numbered = part.features is not None and not any("id" in record for record in part.records)
+        yield from (f"{part.split}: {image_id}" if numbered else image_id for image_id in part.image_ids)
+        return
+    unit = "row" if part.features else "picture"
+    with ThreadPoolExecutor(_THREADS) as pool:
+        digests = pool.map(_rows_of(part.features) if part.features else _pixels, _places(part))
+        yield from tqdm(digests, total=part.num_images, desc=f"{part.split} {unit}s", unit=unit)
+
+
+def _places(part: PairDataset) -> Iterable[Any]:
+    return part.features.rows.tolist() if part.features else part.image_paths
+
+
+def _rows_of(source: FeatureRows) -> Callable[[int], str | ImageError]:
+    features = source.open()
+
+    def digest(row: int) -> str | ImageError:
+        values = np.ascontiguousarray(features[row])
+        if not np.isfinite(values).all():
+            return ImageError(str(source.path), f"not finite: row {row} holds NaN or infinity")
+        return hashlib.sha256(values.tobytes()).hexdigest()
+
+    return digest
+
+
+def _pixels(path: Path) -> str | ImageError:
     try:
         image = read_image(path)
     except ImageError as error:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SPLITS = ("train", "val", "test")
+FEATURE_TYPES = ("<f4", "<f2")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,41 @@ class Skip:
     def kind(self) -> str:
         """The reason without its particulars, for counts."""
         return self.reason.split(":")[0]
+
+
+@dataclass(frozen=True)
+class FeatureRows:
+    """Region features computed beforehand: a file of them, and which row belongs to each image of a split.
+
+    Attributes:
+        path: An ``.npy`` file of shape (rows, G, W), float32 or float16.
+        rows: (N,) int64, for each image its row in the file.
+    """
+
+    path: Path
+    rows: NDArray[np.int64]
+
+    def open(self) -> NDArray[np.floating[Any]]:
+        """Return the whole file, (rows, G, W), mapped and not read: float32, or float16 where the file has that.
+
+        Raises:
+            ValueError: Not an array file, one that holds Python objects, another shape or another kind of number.
+            OSError: The file is gone or cannot be mapped.
+        """
+        try:
+            features = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        except OSError:
+            raise
+        except Exception as error:  # numpy's reader of headers raises anything on damaged files
+            raise ValueError(
+                f"{self.path}: no array file that can be mapped, {error}: save it by numpy.save"
+            ) from error
+        if not isinstance(features, np.ndarray) or features.ndim != 3 or features.dtype.str not in FEATURE_TYPES:
+            found = f"{features.shape} {features.dtype}" if isinstance(features, np.ndarray) else "an archive of arrays"
+            raise ValueError(
+                f"{self.path}: an array (images, regions, width) of float32 or float16 is wanted, {found} found"
+            )
+        return features
 
 
 @dataclass(frozen=True)
@@ -47,6 +83,8 @@ class PairDataset:
         skipped: What was left out, and why.
         records: N, the further fields of the image's line (title, tags, parts with boxes, ...).
         notes: What was decided while loading, for `summary`.
+        features: Where the images are no pictures but rows of features; then each of ``image_paths`` is that file, and
+            the ids are what the data set calls its images.
     """
 
     name: str
@@ -59,6 +97,7 @@ class PairDataset:
     skipped: tuple[Skip, ...]
     records: tuple[dict[str, Any], ...]
     notes: tuple[str, ...] = ()
+    features: FeatureRows | None = None
 
     def __post_init__(self) -> None:
         """Refuse fields that do not fit one another.
@@ -72,6 +111,8 @@ class PairDataset:
                 f"{images} ids, {len(self.image_paths)} paths, {len(self.records)} records; "
                 f"{texts} captions, {len(self.text_to_image)} positions: each group must agree"
             )
+        if self.features is not None and len(self.features.rows) != images:
+            raise ValueError(f"{images} images, {len(self.features.rows)} rows of features: one row an image is wanted")
         if len(set(self.image_ids)) != images:
             twice = Counter(self.image_ids).most_common(1)[0][0]
             raise ValueError(f"image id {twice!r} stands twice")
@@ -109,6 +150,7 @@ class PairDataset:
         chosen = [range(self.num_images)[int(i)] for i in indices]
         texts = [self._texts_of[i] for i in chosen]
         owners = [position for position, of_image in enumerate(texts) for _ in of_image]
+        features = self.features and replace(self.features, rows=self.features.rows[chosen])
         return replace(
             self,
             image_ids=tuple(self.image_ids[i] for i in chosen),
@@ -116,6 +158,29 @@ class PairDataset:
             captions=tuple(self.captions[text] for of_image in texts for text in of_image),
             text_to_image=np.array(owners, np.int64),
             records=tuple(self.records[i] for i in chosen),
+            features=features,
+        )
+
+    def first_captions(self, count: int) -> PairDataset:
+        """Return the same images with at most the first ``count`` captions of each, as the field's protocols take five.
+
+        A record's ``caption_ids`` are cut likewise.
+
+        Raises:
+            ValueError: ``count`` is less than 1.
+        """
+        if count < 1:
+            raise ValueError(f"the first {count} captions: a count of at least 1 is wanted")
+        kept = [text for of_image in self._texts_of for text in of_image[:count]]
+        records = [
+            {**record, "caption_ids": record["caption_ids"][:count]} if "caption_ids" in record else record
+            for record in self.records
+        ]
+        return replace(
+            self,
+            captions=tuple(self.captions[text] for text in kept),
+            text_to_image=self.text_to_image[kept],
+            records=tuple(records),
         )
 
     def first_by_hash(self, count: int) -> PairDataset:
