@@ -6,26 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
-from avse.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
 from avse.heads import unit_blocks
 from avse.losses import CrossViewDecorrelationLoss, HardNegativeTripletLoss
 from avse.model import AVSE
+from avse.official import import_official, our_name
 from avse.sampling import kept_cells, radial_bias_sample
 
 GOLDEN = Path(__file__).parent / "golden"
-HEADS = {
-    "img_enc.image_encoder.fc.": "image_head.project.",
-    "img_enc.image_encoder.gpool.": "image_head.pool.",
-    "txt_enc.fc.": "text_head.project.",
-    "txt_enc.gpool.": "text_head.pool.",
-    "txt_enc.ln.": "text_head.norm.",
-    "txt_enc.mlp.layers.0.": "text_head.mlp.0.",
-    "txt_enc.mlp.bns.0.": "text_head.mlp.1.",
-    "txt_enc.mlp.layers.1.": "text_head.mlp.3.",
-}
 
 
 @pytest.fixture(scope="module")
@@ -34,51 +22,11 @@ def golden():
 
 
 @pytest.fixture(scope="module")
-def names():
-    """Authors' parameter name -> ours."""
-    renamed = json.loads((GOLDEN / "vit_keymap_tf4_to_tf5.json").read_text())
-    return lambda name: next(
-        (ours + name[len(theirs) :] for theirs, ours in HEADS.items() if name.startswith(theirs)),
-        name.replace("txt_enc.bert.", "text_encoder.model.")
-        if name.startswith("txt_enc.")
-        else "image_encoder.model." + renamed.get(rest := name[len("img_enc.visual_encoder.") :], rest),
-    )
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory, names):
-    configs = json.loads((GOLDEN / "config.json").read_text())
-    folder = tmp_path_factory.mktemp("golden")
-    ViTModel(ViTConfig(**configs["vision"])).save_pretrained(folder / "vit")
-    BertModel(BertConfig(**configs["text"])).save_pretrained(folder / "bert")
-    words = [w for w in (GOLDEN / "vocab.txt").read_text().splitlines()]
-    from transformers import BertTokenizer
-
-    BertTokenizer(vocab={w: i for i, w in enumerate(words)}).save_pretrained(folder / "bert")
-    config = ModelConfig(
-        image_encoder=ImageEncoderConfig(
-            source=str(folder / "vit"), sampling_stage="input", frozen=False, final_norm=False, pixels="official"
-        ),
-        text_encoder=TextEncoderConfig(source=str(folder / "bert"), frozen=False),
-        embed_dim=128,
-        block_width=32,
-        keep_eval=0.9,
-        count_prefix=True,
-        sampling="nearest",
-        masked_batch_norm=False,
-    )
-    model = AVSE(config).eval()
-    state = model.state_dict()
-    unused = []
-    for name, value in load_file(GOLDEN / "vit_model.safetensors").items():
-        if names(name) in state:
-            assert state[names(name)].shape == value.shape
-            state[names(name)] = value
-        else:
-            unused.append(name)
-    assert all("pooler" in name or "bns.1" in name or "bin_score" in name for name in unused), unused
-    model.load_state_dict(state)
-    return model
+def model(tmp_path_factory, golden_checkpoint, golden_folders):
+    """Imported from the authors' layout, saved, and loaded again."""
+    imported = import_official(golden_checkpoint, *golden_folders)
+    folder = imported.model.save_pretrained(tmp_path_factory.mktemp("golden") / "model", extra=imported.facts)
+    return AVSE.from_pretrained(folder)
 
 
 def close(found, expected, relative=1e-5):
@@ -109,7 +57,7 @@ def test_given_centres_give_the_authors_cells_where_no_tie_is_cut(golden):
 
 
 @pytest.mark.parametrize("hardest", [False, True])
-def test_losses_and_gradient_norms(model, names, golden, hardest):
+def test_losses_and_gradient_norms(model, golden, hardest):
     model.zero_grad()
     mask = (torch.arange(12) < golden["lengths"][:, None]).long()
     views = model.embed_views(golden["images"], patch_indices=golden["sampled_idx"])
@@ -128,7 +76,7 @@ def test_losses_and_gradient_norms(model, names, golden, hardest):
     parameters = dict(model.named_parameters())
     compared = 0
     for theirs, norm in expected.items():
-        parameter = parameters.get(names(theirs))
+        parameter = parameters.get(our_name(theirs))
         if norm is None or parameter is None:
             assert parameter is None or parameter.grad is None or float(parameter.grad.norm()) == 0, theirs
             continue
@@ -143,3 +91,12 @@ def test_token_ids_equal_the_authors(model):
     for item in json.loads((GOLDEN / "captions.json").read_text())[:4]:
         found = model.text_encoder.tokenize([item["caption"]])
         assert found.input_ids[0].tolist() == item["eval_ids"], item["caption"]
+
+
+def test_pixels_equal_the_authors(model):
+    with np.load(GOLDEN / "preprocess.npz") as arrays:
+        names = [name.removesuffix("_eval") for name in arrays.files if name.endswith("_eval")]
+        assert len(names) > 2
+        for name in names:
+            expected = arrays[f"{name}_eval"].transpose(2, 0, 1)
+            assert np.abs(model.image_encoder.load_pixels(arrays[name]) - expected).max() <= 1e-5, name
