@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -67,3 +69,93 @@ def tiny_bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save_pretrained(folder)
     assert json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"].startswith("BertTokenizer")
     return folder
+
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The configurations of the authors' small encoders, with a vocabulary and without weights: ViT and BERT."""
+    configs = json.loads((GOLDEN / "config.json").read_text())
+    folder = tmp_path_factory.mktemp("authors")
+    for name, part in (("vit", "vision"), ("bert", "text")):
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(json.dumps(configs[part]))
+    shutil.copy(GOLDEN / "vocab.txt", folder / "bert")
+    return folder / "vit", folder / "bert"
+
+
+@pytest.fixture(scope="session")
+def golden_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The authors' small weights in the layout of their checkpoints."""
+    import torch
+    from safetensors.torch import load_file
+
+    path = tmp_path_factory.mktemp("authors") / "model_best.pth"
+    options = argparse.Namespace(embed_size=128, block_dim=[32], img_res=224, dataset="f30k", lr_schedules=[9, 15])
+    weights = load_file(GOLDEN / "vit_model.safetensors")
+    torch.save({"model": weights, "opt": options, "epoch": 3, "best_rsum": 123.4, "Eiters": 77}, path)
+    return path
+
+
+def _clip_tokenizer():
+    """Byte-level BPE without merges: every text has tokens, letters and ends of words."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import CLIPTokenizer
+
+    letters = sorted(ByteLevel.alphabet())
+    names = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={name: i for i, name in enumerate(names)}, merges=[], model_max_length=77)
+
+
+def _gemma_tokenizer():
+    """The tokenizer of SigLIP 2 as its checkpoints are set up: padded on the right, no attention mask."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import Siglip2Tokenizer
+
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
+    vocab = {name: i for i, name in enumerate([*special, *"abcdefghijklmnopqrstuvwxyz0123456789.,"])}
+    tokenizer = Siglip2Tokenizer(
+        vocab=vocab, merges=[], padding_side="right", model_input_names=["input_ids"], model_max_length=64
+    )
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
+    return tokenizer
+
+
+def _save_spread(model, folder: Path) -> None:
+    """Save a pair with weights so large that different inputs give different vectors, and a scale (and bias)."""
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.fill_(1.5) if name.startswith("logit_") else parameter.normal_(std=0.2)
+    model.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def pair_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A CLIP, a SigLIP and a NaFlex SigLIP 2 of 32 channels and 2 blocks: 32x32 pixels, a 4x4 grid."""
+    import torch
+    import transformers as t
+
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    folders = {name: tmp_path_factory.mktemp("pairs") / f"tiny-{name}" for name in ("clip", "siglip", "siglip2")}
+    torch.manual_seed(0)
+    tokenizer = _clip_tokenizer()
+    text = {**small, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "bos_token_id": 512}
+    vision = {**small, "image_size": 32, "patch_size": 8}
+    _save_spread(t.CLIPModel(t.CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)), folders["clip"])
+    tokenizer.save_pretrained(folders["clip"])
+    t.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folders["clip"])
+    tokenizer = _gemma_tokenizer()
+    text = {**small, "vocab_size": len(tokenizer), "max_position_embeddings": 64, "pad_token_id": 0}
+    text |= {"bos_token_id": 2, "eos_token_id": 1}
+    _save_spread(t.SiglipModel(t.SiglipConfig(text_config=text, vision_config=vision)), folders["siglip"])
+    images = t.SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    t.SiglipProcessor(images, tokenizer).save_pretrained(folders["siglip"])
+    vision = {**small, "num_patches": 16, "patch_size": 8}
+    _save_spread(t.Siglip2Model(t.Siglip2Config(text_config=text, vision_config=vision)), folders["siglip2"])
+    images = t.Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16)
+    t.Siglip2Processor(images, tokenizer).save_pretrained(folders["siglip2"])
+    return folders

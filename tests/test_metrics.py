@@ -13,10 +13,14 @@ from avse.metrics import (
     Ranks,
     interval,
     paired_difference,
+    paired_differences,
     report_from_ranks,
+    resampled_recalls,
     resampled_rsums,
     retrieval_metrics,
+    with_intervals,
 )
+from avse.ranks import ROWS, count_ranks, first_k
 from avse.texts import normalize_text, text_groups
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -63,6 +67,108 @@ def test_equals_naive_ranks(seed, n, m, coarse):
     (i2t, _), (t2i, _) = ranks_by_hand(scores, text_to_image, texts)
     assert report.duplicate_aware.ranks.i2t.tolist() == i2t and report.duplicate_aware.ranks.t2i.tolist() == t2i
     assert report.duplicate_aware.rsum >= report.rsum - 1e-9
+
+
+def random_case(seed, n, m, coarse, words=4):
+    """Scores of distinct texts, the same spread over the captions, owners and captions that share texts."""
+    random = np.random.default_rng(seed)
+    texts = [f"Text {random.integers(words)}" for _ in range(m)]
+    columns = text_groups(texts)
+    scores = random.standard_normal((n, int(columns.max()) + 1))
+    scores = np.round(scores) if coarse else scores
+    return scores, scores[:, columns], random.integers(n, size=m), texts, columns
+
+
+def same_report(found, expected):
+    for a, b in ((found, expected), (found.duplicate_aware, expected.duplicate_aware)):
+        for name in vars(a.ranks):
+            assert np.array_equal(getattr(a.ranks, name), getattr(b.ranks, name)), name
+    assert found.to_dict() == expected.to_dict()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 7), st.integers(1, 14), st.booleans())
+def test_texts_that_share_a_column_rank_as_if_they_had_one_each(seed, n, m, coarse):
+    scores, spread, text_to_image, texts, columns = random_case(seed, n, m, coarse)
+    shared = retrieval_metrics(scores.astype(np.float32), text_to_image, texts=texts, columns=columns)
+    same_report(shared, retrieval_metrics(spread.astype(np.float32), text_to_image, texts=texts))
+
+
+def test_columns_that_no_caption_has_do_not_count():
+    scores, spread, text_to_image, texts, columns = random_case(5, 6, 20, True)
+    wide = np.concatenate([np.full((6, 1), 9.0), scores, np.full((6, 1), 9.0)], axis=1)
+    found = retrieval_metrics(wide, text_to_image, texts=texts, columns=columns + 1)
+    same_report(found, retrieval_metrics(spread, text_to_image, texts=texts))
+
+
+def naive_folds(scores, text_to_image, folds, texts, ks=(1, 5, 10)):
+    """Recalls of every fold by sorting, then their means: [i2t, t2i] -> K -> (against, for)."""
+    size = len(scores) // folds
+    found = []
+    for fold in range(folds):
+        own = [j for j, image in enumerate(text_to_image) if fold * size <= image < (fold + 1) * size]
+        part = scores[fold * size : (fold + 1) * size][:, own]
+        words = None if texts is None else [texts[j] for j in own]
+        sides = ranks_by_hand(part, np.array([text_to_image[j] - fold * size for j in own]), words)
+        found.append([[[100 * np.mean([r < k for r in ranks]) for k in ks] for ranks in side] for side in sides])
+    return np.mean(found, axis=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 5), st.integers(0, 12), st.booleans())
+def test_folds_are_means_over_galleries_of_their_own(seed, size, folds, more, coarse):
+    random = np.random.default_rng(seed)
+    n = size * folds
+    # each fold has a caption; beyond that any number an image, none included, in any order
+    owners = [random.integers(size) + fold * size for fold in range(folds)]
+    text_to_image = random.permutation([*owners, *random.integers(n, size=more)])
+    texts = [f"Text {random.integers(5)}" for _ in text_to_image]
+    columns = text_groups(texts)
+    scores = random.standard_normal((n, int(columns.max()) + 1))
+    scores = np.round(scores) if coarse else scores
+    report = retrieval_metrics(scores, text_to_image, texts=texts, columns=columns, folds=folds)
+    for part, words in ((report, None), (report.duplicate_aware, texts)):
+        expected = naive_folds(scores[:, columns], text_to_image, folds, words)
+        for side, (against, favour) in zip((part.i2t, part.t2i), expected):
+            assert list(side.recalls.values()) == pytest.approx(against.tolist())
+            assert list(side.optimistic.values()) == pytest.approx(favour.tolist())
+        assert part.rsum == pytest.approx(expected[:, 0].sum())
+    assert report.to_dict().get("folds", 1) == folds
+
+
+def test_folds_by_hand():
+    # two folds of two images with one caption each; what stands across the folds is never looked at
+    scores = np.array(
+        [[0.9, 0.1, 9.0, 9.0], [0.2, 0.8, 9.0, 9.0], [9.0, 9.0, 0.1, 0.9], [9.0, 9.0, 0.8, 0.2]], dtype=np.float32
+    )
+    report = retrieval_metrics(scores, np.arange(4), folds=2)
+    assert report.i2t.r1 == 50 and report.t2i.r1 == 50 and report.i2t.r5 == 100
+    assert report.i2t.mean_rank == 1.5 and report.ranks.i2t.tolist() == [0, 0, 1, 1]
+    assert report.ranks.fold_starts.tolist() == [0, 2] and "means over 2 folds" in report.table()
+    assert retrieval_metrics(scores, np.arange(4)).i2t.r1 == 0
+    with pytest.raises(ValueError, match="4 images cannot be cut into 3 folds"):
+        retrieval_metrics(scores, np.arange(4), folds=3)
+    with pytest.raises(ValueError, match="images 2 to 3, a fold of 2, have no caption"):
+        retrieval_metrics(scores, np.array([0, 0, 1, 1]), folds=2)
+
+
+def test_many_rows_are_counted_right():
+    # more rows than are compared at a time, all of them ties: a count in one byte would overflow
+    n = 3 * ROWS + 7
+    ranks = count_ranks(np.zeros((n, n), np.float32), np.arange(n), np.arange(n))
+    assert (ranks.i2t == n - 1).all() and (ranks.t2i == n - 1).all() and not ranks.t2i_optimistic.any()
+    assert ROWS <= 255
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 12), st.booleans())
+def test_first_k_sorts_as_lists_do(seed, count, coarse):
+    random = np.random.default_rng(seed)
+    scores = np.round(random.standard_normal(count)) if coarse else random.standard_normal(count)
+    last = random.random(count) < 0.5
+    k = int(random.integers(1, count + 1))
+    assert first_k(scores, k).tolist() == sorted(range(count), key=lambda j: (-scores[j], j))[:k]
+    assert first_k(scores, k, last).tolist() == sorted(range(count), key=lambda j: (-scores[j], last[j], j))[:k]
 
 
 @pytest.mark.parametrize("name", ["plain", "ties", "const"])
@@ -119,11 +225,22 @@ def test_duplicates_by_hand():
         (np.zeros((2, 2)), [0, 2], "names image 2; scores have rows 0..1"),
         (np.array([[np.nan, 0.0]]), [0, 0], "1 of 2 scores are not finite"),
         (np.zeros((0, 0)), [], "nothing to measure"),
+        (np.zeros((2, 0)), [], "nothing to measure"),
     ],
 )
 def test_misuse_is_named(scores, texts, message):
     with pytest.raises(ValueError, match=message):
         retrieval_metrics(scores, np.array(texts, dtype=np.int64))
+
+
+def test_columns_that_do_not_fit_are_named():
+    owners = np.array([0, 1])
+    with pytest.raises(ValueError, match="columns name column 2; scores have columns 0..1"):
+        retrieval_metrics(np.zeros((2, 2)), owners, columns=np.array([0, 2]))
+    with pytest.raises(ValueError, match=r"text_to_image \(2,\), columns \(1,\)"):
+        retrieval_metrics(np.zeros((2, 2)), owners, columns=np.array([0]))
+    with pytest.raises(ValueError, match="share a column must be one text"):
+        retrieval_metrics(np.zeros((2, 1)), owners, texts=["a", "b"], columns=np.array([0, 0]))
 
 
 def make_ranks(random, images=60, captions=3, shift=0.0):
@@ -144,6 +261,58 @@ def test_bootstrap_equals_a_loop_that_copies_images():
         )
         expected = sum(100 * (i2t < k).mean() + 100 * (t2i < k).mean() for k in (1, 5, 10))
         assert value == pytest.approx(expected)
+
+
+def test_folds_are_drawn_inside_themselves():
+    random = np.random.default_rng(4)
+    text_to_image = np.repeat(np.arange(12), [1, 2, 3, 1, 2, 0, 3, 1, 1, 2, 2, 4])
+    scores = random.standard_normal((12, len(text_to_image)))
+    ranks = retrieval_metrics(scores, text_to_image, folds=3).ranks
+    found = resampled_recalls([ranks], resamples=40, seed=3, ks=(1, 2))
+    generator = np.random.default_rng(3)
+    folds = [[image for image in range(4 * f, 4 * f + 4) if image != 5] for f in range(3)]  # image 5 has no caption
+    drawn = [generator.multinomial(len(fold), np.full(len(fold), 1 / len(fold)), size=40) for fold in folds]
+    for r in range(40):
+        for j, k in enumerate((1, 2)):
+            i2t, t2i = [], []
+            for fold, counts in zip(folds, drawn):
+                again = [image for image, count in zip(fold, counts[r]) for _ in range(count)]
+                i2t.append(np.mean([ranks.i2t[ranks.image_of_query == image][0] < k for image in again]))
+                t2i.append(np.mean([rank < k for image in again for rank in ranks.t2i[text_to_image == image]]))
+            assert found[r, :, j] == pytest.approx([100 * np.mean(i2t), 100 * np.mean(t2i)])
+
+
+def test_every_recall_gets_an_interval():
+    random = np.random.default_rng(6)
+    text_to_image = np.repeat(np.arange(60), 3)
+    scores = random.standard_normal((60, 180))
+    scores[text_to_image, np.arange(180)] += 1.5
+    texts = [f"{i // 2}" for i in range(180)]
+    report = with_intervals(retrieval_metrics(scores, text_to_image, texts=texts, folds=2), 300)
+    drawn = resampled_recalls([report.ranks], 300)
+    for part in (report, report.duplicate_aware):
+        assert part.interval[0] < part.rsum < part.interval[1]
+        for side in (part.i2t, part.t2i):
+            for k, (low, high) in side.intervals.items():
+                assert low <= side.recalls[k] <= high and low < high
+    assert report.t2i.intervals[5] == interval(drawn[:, 1, 1])
+    values = report.to_dict()
+    assert values["rsum_ci"] == list(report.interval)
+    assert values["duplicate_aware"]["i2t"]["ci"]["r1"] == list(report.duplicate_aware.i2t.intervals[1])
+    assert [line.split()[0] for line in report.table().splitlines()[1:4]] == ["plain", "from", "to"]
+
+
+def test_differences_of_every_recall_stand_on_the_same_draws():
+    random = np.random.default_rng(7)
+    better, worse = make_ranks(random, shift=1.0), make_ranks(random)
+    found = paired_differences([better], [worse], 200)
+    assert found["rsum"] == paired_difference([better], [worse], 200)
+    names = [name for name in found if name != "rsum"]
+    assert names == [f"{side}_r{k}" for side in ("i2t", "t2i") for k in (1, 5, 10)]
+    assert sum(found[name]["mean"] for name in names) == pytest.approx(found["rsum"]["mean"])
+    expected = report_from_ranks(better).t2i.r1 - report_from_ranks(worse).t2i.r1
+    assert found["t2i_r1"]["mean"] == pytest.approx(expected) and found["t2i_r1"]["p"] < 0.05
+    assert found["t2i_r1"]["ci"][0] < expected < found["t2i_r1"]["ci"][1]
 
 
 def test_intervals_cover_and_differences_are_paired():

@@ -67,6 +67,8 @@ def paper_variants(recipe: Recipe) -> list[Variant]:
     rows += [Variant("block width", f"C = {c}", (f"model.block_width={c}",)) for c in widths if c != model.block_width]
     rows += [Variant("keep rate", f"{k:g}", (f"model.keep={k}",)) for k in (0.3, 0.5, 0.8) if k != model.keep]
     rows += [Variant("alpha", f"{a:g}", (f"model.alpha={a}",)) for a in (0.1, 0.3, 1.0, 4.0) if a != model.alpha]
+    weights = [10 * train.decorrelation_weight, train.decorrelation_weight / 10]
+    rows += [Variant("L_reg weight", f"{w:g}", (f"train.decorrelation_weight={w}",)) for w in weights]
     rows += [
         Variant("objective", loss, objective),
         Variant("objective", f"{loss}, one view, cosine", (*objective, "model.num_views=1", whole, no_reg)),

@@ -415,7 +415,11 @@ def _find_recipe(path_or_name: str | Path) -> Path:
     shipped = Path(str(resources.files("avse") / "recipes" / f"{path_or_name}.yaml"))
     if path.suffix == "" and shipped.is_file():
         return shipped
-    raise ConfigError(f"no recipe {str(path_or_name)!r}: neither a file nor one of {', '.join(shipped_recipes())}")
+    close = difflib.get_close_matches(str(path_or_name), shipped_recipes(), n=1, cutoff=0.5)
+    near = f"; did you mean {close[0]!r}?" if close else ""
+    raise ConfigError(
+        f"no recipe {str(path_or_name)!r}: neither a file nor a shipped recipe (avse recipes lists them){near}"
+    )
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,7 +135,7 @@ class FeatureCache:
             header = {
                 "encoder": encoder.fingerprint(),
                 "precision": chosen,
-                "pixels": asdict(encoder.pixels),
+                "pixels": encoder.pixels.describe(),
                 "pictures": hashlib.sha256(" ".join(pool.map(_content, paths)).encode()).hexdigest(),
                 "count": len(paths),
                 "row": shape,
@@ -191,14 +191,16 @@ def text_tokens(
     distinct = sorted(dict.fromkeys(texts), key=lambda text: (len(text), text))
     parts = [distinct[i : i + batch_size] for i in range(0, len(distinct), batch_size)]
     batches = [encoder.tokenize(part) for part in parts]
-    lengths = torch.cat([batch.attention_mask.sum(1) for batch in batches])
+    kept = [encoder.kept(batch.attention_mask) for batch in batches]
+    lengths = torch.cat([mask.sum(1) for mask in kept])
     values = torch.empty(int(lengths.sum()), encoder.width, dtype=dtype)
     encoder.to(device).eval()
     first = 0
-    for part, batch in zip(tqdm(parts, desc="encoding texts", unit="batch", disable=not progress), batches):
+    bar = tqdm(parts, desc="encoding texts", unit="batch", disable=not progress)
+    for part, batch, mask in zip(bar, batches, kept):
         with torch.inference_mode():
             tokens = encoder(batch.input_ids.to(device), batch.attention_mask.to(device)).float().cpu()
-        real = tokens[batch.attention_mask.bool()]
+        real = tokens[mask]
         values[first : first + len(real)] = (
             torch.from_numpy(_to_half(real.numpy(), part)) if dtype == torch.float16 else real
         )

@@ -27,13 +27,16 @@ class ImageHead(nn.Module):
         """Pool tokens (B, K, W), with an optional mask (B, K) of valid ones -> (B, D)."""
         return self.pool(self.project(self.dropout(tokens)), mask)
 
-    def forward_views(self, tokens: Tensor, views: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward_views(
+        self, tokens: Tensor, views: Tensor, mask: Tensor | None = None, factors: Tensor | None = None
+    ) -> Tensor:
         """Pool several views of one grid; every token is projected once.
 
         Args:
             tokens: (B, G, W).
             views: (B, V, K) int64 indices into G.
             mask: (B, G) True where a token is valid.
+            factors: (B, V, K), what the projected tokens of a view are multiplied by.
 
         Returns:
             (B, V, D).
@@ -42,6 +45,8 @@ class ImageHead(nn.Module):
         projected = self.project(self.dropout(tokens))
         index = views.reshape(batch, count * keep)
         chosen = projected.gather(1, index[..., None].expand(-1, -1, projected.shape[2]))
+        if factors is not None:
+            chosen = chosen * factors.reshape(batch, count * keep, 1).to(chosen.dtype)
         valid = None if mask is None else mask.gather(1, index).reshape(batch * count, keep)
         return self.pool(chosen.reshape(batch * count, keep, -1), valid).reshape(batch, count, -1)
 

@@ -11,7 +11,7 @@ import os
 import re
 import threading
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,17 +47,27 @@ class PixelSpec:
     """How an encoder wants its pixels.
 
     Attributes:
-        size: (height, width) in pixels; pictures are squashed to it, whatever their shape.
+        size: (height, width) in pixels; pictures are squashed to it, whatever their shape, or cut to it.
         mean: One number a channel (R, G, B), in units of pixels in [0, 1].
         std: The same; pixels become (pixel - mean) / std.
         method: ``pillow`` resizes with antialiased bicubic on bytes; ``official`` as the AVSE authors do: bilinear with
             half-pixel centres, no antialiasing, no rounding to bytes.
+        resample: The filter of ``pillow``.
+        shorter_side: ``pillow`` keeps a picture's shape, makes its shorter side so many pixels and cuts ``size`` out of
+            the middle (CLIP's way; black where the picture is smaller than ``size``); None squashes.
     """
 
     size: tuple[int, int]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     method: Literal["pillow", "official"] = "pillow"
+    resample: Literal["bicubic", "bilinear"] = "bicubic"
+    shorter_side: int | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """Return the fields as JSON can say them; resample and shorter_side only where they are not the default."""
+        default = {"resample": "bicubic", "shorter_side": None}
+        return {name: value for name, value in asdict(self).items() if (name, value) not in default.items()}
 
 
 def read_image(
@@ -109,8 +119,7 @@ def to_pixels(image: Image.Image, spec: PixelSpec) -> NDArray[np.float32]:
     if spec.method == "official":
         pixels = _bilinear(np.asarray(image, np.float32), height, width)
     else:
-        resized = image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
-        pixels = np.asarray(resized, np.float32)
+        pixels = np.asarray(_resized(image, spec), np.float32)
     scaled = (pixels / np.float32(255) - np.array(spec.mean, np.float32)) / np.array(spec.std, np.float32)
     return np.ascontiguousarray(scaled.transpose(2, 0, 1), np.float32)
 
@@ -229,6 +238,23 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
 def _too_large(pixels: int, max_pixels: int) -> str:
     cap = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
     return f"too large: {pixels:,} pixels, more than the {cap:,} that are decoded; scale it down first"
+
+
+def _resized(image: Image.Image, spec: PixelSpec) -> Image.Image:
+    """Resize with Pillow: squashed to the size, or by the shorter side and cut."""
+    height, width = spec.size
+    wanted = width, height
+    if spec.shorter_side is not None:
+        short, long = sorted(image.size)
+        sides = spec.shorter_side, int(spec.shorter_side * long / short)
+        wanted = sides if image.width <= image.height else sides[::-1]
+    if image.size != wanted:
+        image = image.resize(wanted, Image.Resampling[spec.resample.upper()])
+    if image.size == (width, height):
+        return image
+    # rounding as transformers does: down where the picture is larger, up where black is added around it
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def _bilinear(pixels: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:

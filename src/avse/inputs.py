@@ -1,6 +1,6 @@
-"""What a model eats: pictures of a data set as pixels or cached grids, captions as ids or cached tokens.
+"""What a model eats: pictures as pixels or cached grids, or regions made beforehand; captions as ids or cached tokens.
 
-The trainer and the evaluation ask for batches by row number and need not know which of the two they get.
+The trainer and the evaluation ask for batches by row number and need not know which of these they get.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from avse.data import PairDataset, Skip
+from avse.data.dataset import FeatureRows
 from avse.encoders import ImageEncoder, TextEncoder
 from avse.features import FeatureCache, text_tokens
 from avse.images import ImageError, read_image, to_pixels
@@ -28,6 +29,8 @@ from avse.model import AVSE
 
 log = logging.getLogger(__name__)
 
+SAMPLED = 64
+"""Rows of a file of features whose content is part of its hash."""
 LISTED = 10
 """Pictures left out that are named in the log; the result holds all of them."""
 
@@ -110,6 +113,48 @@ class GridInputs:
         return self.grids.batch(rows)
 
 
+class RegionInputs:
+    """Features made beforehand, read from their file when they are asked for: it may be larger than the memory.
+
+    They are checked for numbers that are not finite as they are read, a few rows at the start: a file of some 30 GB is
+    not read twice.
+    """
+
+    def __init__(self, encoder: ImageEncoder, features: FeatureRows, image_ids: Sequence[str]) -> None:
+        self.path, self.rows, self.ids = features.path, features.rows, image_ids
+        self.values = features.open()
+        shape, wanted = self.values.shape, (encoder.grid[0] * encoder.grid[1], encoder.width)
+        if shape[1:] != wanted:
+            raise ValueError(
+                f"{self.path} holds {shape[1]} features of width {shape[2]} an image; the model reads {wanted[0]} of "
+                f"width {wanted[1]}: set model.image_encoder.num_regions={shape[1]} and "
+                f"model.image_encoder.width={shape[2]}, or take the features that the model was made for"
+            )
+        if len(self.rows) and not 0 <= int(self.rows.min()) <= int(self.rows.max()) < shape[0]:
+            raise ValueError(f"{self.path} has {shape[0]} rows; the data set asks for row {int(self.rows.max())}")
+        self.kept = np.arange(len(image_ids))
+        self.skipped: tuple[Skip, ...] = ()
+        self.precision = f"features {self.values.dtype.name}"
+        digest = sha256(f"{shape} {self.values.dtype.str} {self.path.stat().st_size}".encode())
+        digest.update(np.ascontiguousarray(self.rows).tobytes())
+        for row in np.unique(np.linspace(0, len(image_ids) - 1, SAMPLED).astype(np.int64)):
+            digest.update(self.batch([int(row)]).numpy().tobytes())
+        self.content = digest.hexdigest()
+
+    def batch(self, rows: Rows, random: np.random.Generator | None = None) -> Tensor:
+        """Return features (B, G, W) float32; ValueError where one is not a finite number."""
+        chosen = np.asarray(rows, np.int64)
+        values = np.asarray(self.values[self.rows[chosen]], np.float32)
+        broken = np.flatnonzero(~np.isfinite(values).all(axis=(1, 2)))
+        if len(broken):
+            place = int(chosen[broken[0]])
+            raise ValueError(
+                f"{self.path}, row {int(self.rows[place])} (image {self.ids[place]!r}): not all features are finite "
+                "numbers; make them anew, or leave the image out"
+            )
+        return torch.from_numpy(values)
+
+
 class TextInputs:
     """Captions as token ids, or as the cached tokens of a frozen encoder.
 
@@ -172,12 +217,23 @@ def open_inputs(
 ) -> Inputs:
     """Open a split: with a cache folder the frozen encoder's grids, otherwise pictures decoded when they are asked for.
 
+    A data set of features made beforehand is read as it is and needs no cache.
+
     Raises:
         FeatureError: a cache is named, but the encoder is not frozen, samples at its input, or pictures are augmented.
-        ValueError: no picture of the split can be read.
+        ValueError: no picture of the split can be read; a model of regions and a set of pictures, or the reverse.
     """
     images: ImageInputs
-    if cache is not None:
+    if dataset.features is not None or reads_regions(model):
+        if dataset.features is None or not reads_regions(model):
+            raise _other_kind(model.image_encoder, dataset)
+        if augment is not None:
+            raise ValueError(
+                "image_augment crops and flips pictures, and there are none: set train.image_augment=false "
+                "(train.size_augment leaves regions out)"
+            )
+        images = RegionInputs(model.image_encoder, dataset.features, dataset.image_ids)
+    elif cache is not None:
         images = GridInputs(
             model.image_encoder, dataset, cache, model.device, workers=workers, image_augment=augment is not None
         )
@@ -200,7 +256,13 @@ def open_inputs(
 def can_cache(model: AVSE, image_augment: bool = False) -> bool:
     """Tell whether the grids can be computed once: a frozen encoder, sampled at its output, pictures as they are."""
     settings = model.config.image_encoder
-    return settings.frozen and settings.sampling_stage == "output" and not image_augment
+    fixed = settings.frozen and settings.sampling_stage == "output" and not image_augment
+    return fixed and not reads_regions(model)
+
+
+def reads_regions(model: AVSE) -> bool:
+    """Tell whether a model reads features made beforehand in the place of pictures."""
+    return model.config.image_encoder.source == "regions"
 
 
 def select(inputs: Inputs, dataset: PairDataset) -> Inputs:
@@ -225,6 +287,17 @@ class _Selected:
 
     def batch(self, rows: Rows, random: np.random.Generator | None = None) -> Tensor:
         return self.images.batch(self.rows[np.asarray(rows, np.int64)], random)
+
+
+def _other_kind(encoder: ImageEncoder, dataset: PairDataset) -> ValueError:
+    """Say that a model and a data set do not go together: the one has pictures, the other features."""
+    if dataset.features is None:
+        told = f"holds pictures, and the model reads {encoder.grid[1]} features of width {encoder.width} an image"
+        out = "name a set that has them (SPLIT_ims.npy), or train a model that reads pictures"
+    else:
+        told = f"holds features made beforehand ({dataset.features.path.name}), and the model reads pictures"
+        out = "set model.image_encoder.source=regions with their width, or name a set of pictures"
+    return ValueError(f"{dataset.name}, split {dataset.split}, {told}: {out}")
 
 
 def _check(path: Path) -> tuple[str, str]:

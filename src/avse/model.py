@@ -6,11 +6,12 @@ Joins two encoders, the radial bias sampling, the heads and the cut into blocks.
 from __future__ import annotations
 
 import hashlib
+import json
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +19,17 @@ from torch import Tensor, nn
 
 from avse import checkpoint, files
 from avse.config import ModelConfig
-from avse.encoders import ImageEncoder, TextEncoder, build_image_encoder, build_text_encoder
+from avse.encoders import (
+    ImageEncoder,
+    TextEncoder,
+    build_image_encoder,
+    build_pair,
+    build_text_encoder,
+    own_heads,
+)
+from avse.encoders.dual import pair_config, pair_type
+from avse.encoders.dual_towers import OwnImageHead, OwnTextHead
+from avse.groups import GroupSampling
 from avse.heads import ImageHead, TextHead, unit_blocks
 from avse.sampling import RadialBiasSampling
 from avse.scoring import aeom
@@ -30,10 +41,11 @@ class AVSE(nn.Module):
     """An asymmetric visual semantic embedding: P = V·D/C blocks an image, Q = D/C blocks a text.
 
     Args:
-        config: encoders, views, widths.
+        config: encoders, views, widths. With heads `own`, what the pair itself fixes is filled in.
         image_encoder: use this encoder instead of building `config.image_encoder` with its pretrained weights.
         text_encoder: likewise.
         captions: training captions, from which a BiGRU's vocabulary is built.
+        allow_download: fetch encoders that are named by a hub id and not on this machine.
     """
 
     def __init__(
@@ -43,21 +55,35 @@ class AVSE(nn.Module):
         image_encoder: ImageEncoder | None = None,
         text_encoder: TextEncoder | None = None,
         captions: Sequence[str] | None = None,
+        allow_download: bool = False,
     ) -> None:
         super().__init__()
-        self.config = config = config or ModelConfig()
-        self.image_encoder = image_encoder or build_image_encoder(config.image_encoder)
-        self.text_encoder = text_encoder or build_text_encoder(config.text_encoder, captions)
-        self.sampling = RadialBiasSampling(
-            config.num_views, config.keep, config.keep_eval, config.alpha, config.sampling, config.count_prefix
-        )
-        self.image_head = ImageHead(self.image_encoder.width, config.embed_dim, config.image_dropout, config.pooling)
-        self.text_head = TextHead(
-            self.text_encoder.width, config.embed_dim, config.dropout, config.masked_batch_norm, config.pooling
-        )
-        self.folder: Path | None = None
+        config = config or ModelConfig()
         self.facts: dict[str, Any] = {}
+        """What every figure of the model stands with: a seed, where training started, a pair's own logit_scale."""
+        if config.heads == "own" and image_encoder is None and text_encoder is None:
+            config, image_encoder, text_encoder, self.facts = build_pair(config, allow_download)
+        self.config = config
+        self.image_encoder = image_encoder or build_image_encoder(config.image_encoder, allow_download)
+        self.text_encoder = text_encoder or build_text_encoder(config.text_encoder, captions, allow_download)
+        keep, method = (config.keep, config.keep_eval), "nearest" if config.sampling == "groups" else config.sampling
+        self.sampling = RadialBiasSampling(config.num_views, *keep, config.alpha, method, config.count_prefix)
+        self.groups: GroupSampling | None = None
+        """Chooses the views by the features themselves, in place of `sampling`."""
+        if config.sampling == "groups" and config.num_views > 1:
+            self.groups = GroupSampling(config.num_views, self.image_encoder.width, *keep, config.count_prefix)
+        self.image_head, self.text_head = self._heads(config)
+        self.folder: Path | None = None
         self._fingerprint: str | None = None
+
+    def _heads(self, config: ModelConfig) -> tuple[ImageHead | OwnImageHead, TextHead | OwnTextHead]:
+        if config.heads == "own":
+            return own_heads(self.image_encoder, self.text_encoder, config)
+        images, texts, dim = self.image_encoder.width, self.text_encoder.width, config.embed_dim
+        return (
+            ImageHead(images, dim, config.image_dropout, config.pooling),
+            TextHead(texts, dim, config.dropout, config.masked_batch_norm, config.pooling),
+        )
 
     # What an index needs to know.
     @property
@@ -78,18 +104,25 @@ class AVSE(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights lie."""
-        return self.image_head.project.weight.device
+        return next(self.parameters()).device
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over configuration and weights: models of one fingerprint give the same embeddings."""
         if self._fingerprint is None:
-            digest = hashlib.sha256(self.config.model_dump_json().encode())
+            digest = hashlib.sha256(self._described().encode())
             for name, value in sorted(self.state_dict().items()):
                 digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
                 digest.update(value.detach().cpu().contiguous().numpy().tobytes())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
+
+    def _described(self) -> str:
+        """Say what shapes the embeddings besides the weights; of a pair without its folder, which may be named anew."""
+        if self.config.heads == "avse":
+            return self.config.model_dump_json()
+        config = self.config.model_dump(mode="json", exclude={"image_encoder": {"source"}, "text_encoder": {"source"}})
+        return json.dumps([config, self.image_encoder.describe(), self.text_encoder.describe()], sort_keys=True)
 
     def train(self: _Self, mode: bool = True) -> _Self:
         """Switch to training mode; frozen encoders stay in evaluation mode."""
@@ -102,9 +135,9 @@ class AVSE(nn.Module):
 
         Args:
             inputs: pixels (B, 3, H, W), or token features (B, prefix + G, W) such as a cached grid or regions.
-            mask: (B, prefix + G) True where a feature is valid; features only.
+            mask: (B, prefix + G) True where a feature is valid; not where the views are sampled at the input.
             patch_indices: (B, V, K) int64 cells 0..G-1 without prefix; None draws them in training and takes the
-                fixed views in evaluation.
+                fixed views in evaluation, or lets the groups choose.
 
         Returns:
             (B, V, D).
@@ -131,17 +164,22 @@ class AVSE(nn.Module):
             )
         prefix, cells = encoder.num_prefix, encoder.grid[0] * encoder.grid[1]
         if inputs.shape[1] != prefix + cells:
-            if self.config.num_views > 1:
+            if self.config.num_views > 1 or self.config.heads == "own":
                 raise ValueError(
-                    f"features have {inputs.shape[1]} tokens; {self.config.num_views} views need the encoder's grid: "
-                    f"{prefix} + {encoder.grid[0]}x{encoder.grid[1]}"
+                    f"features have {inputs.shape[1]} tokens; {self.config.num_views} views, {self.config.heads} heads "
+                    f"need the encoder's grid: {prefix} + {encoder.grid[0]}x{encoder.grid[1]}"
                 )
             return self.image_head(inputs, mask)[:, None]
-        views = self._views(encoder.grid, len(inputs), patch_indices) + prefix
+        factors = None
+        if self.groups is not None and patch_indices is None:
+            views, factors = self.groups(inputs[:, prefix:], None if mask is None else mask[:, prefix:])
+        else:
+            views = self._views(encoder.grid, len(inputs), patch_indices)
         if prefix:
             kept = torch.arange(prefix, device=views.device).expand(*views.shape[:2], prefix)
-            views = torch.cat([kept, views], dim=2)
-        return self.image_head.forward_views(inputs, views, mask)
+            views = torch.cat([kept, views + prefix], dim=2)
+            factors = None if factors is None else nn.functional.pad(factors, (prefix, 0), value=1.0)
+        return self.image_head.forward_views(inputs, views, mask, factors)
 
     def embed_pixels(self, pixel_values: Tensor, patch_indices: Tensor | None = None) -> Tensor:
         """Embed pixels (B, 3, H, W) [, cells (B, V, K)] into unit blocks (B, P, C)."""
@@ -165,7 +203,12 @@ class AVSE(nn.Module):
         return unit_blocks(self.text_head(features, attention_mask), self.block_width)
 
     def forward(
-        self, images: Tensor, texts: Tensor, attention_mask: Tensor, patch_indices: Tensor | None = None
+        self,
+        images: Tensor,
+        texts: Tensor,
+        attention_mask: Tensor,
+        patch_indices: Tensor | None = None,
+        image_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Embed a training batch.
 
@@ -174,11 +217,12 @@ class AVSE(nn.Module):
             texts: token ids (B, L) int64, or token features (B, L, W).
             attention_mask: (B, L).
             patch_indices: (B, V, K) int64 cells.
+            image_mask: (B, prefix + G), the features that are seen.
 
         Returns:
             Pooled views (B, V, D), image blocks (B, P, C), text blocks (B, Q, C).
         """
-        views = self.embed_views(images, None, patch_indices)
+        views = self.embed_views(images, image_mask, patch_indices)
         embed = self.embed_tokens if texts.ndim == 2 else self.embed_token_features
         return views, unit_blocks(self.unit_views(views), self.block_width), embed(texts, attention_mask)
 
@@ -263,7 +307,7 @@ class AVSE(nn.Module):
         Args:
             folder: where.
             force: replace a folder that is there.
-            extra: plain values that every figure of the model stands with, such as its seed.
+            extra: plain values that every figure of the model stands with, such as its seed; added to `facts`.
 
         Raises:
             FileExistsError: the folder exists and `force` is False.
@@ -276,18 +320,72 @@ class AVSE(nn.Module):
             self.text_encoder.save(target / checkpoint.TEXT_ENCODER)
             checkpoint.save_tensors(target / checkpoint.WEIGHTS, self.state_dict())
 
-        self.facts = extra or {}
+        self.facts = {**self.facts, **(extra or {})}
         checkpoint.write_folder(folder, fill, {"fingerprint": fingerprint, "facts": self.facts}, force=force)
         self.folder = Path(folder)
         return self.folder
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, allow_download: bool = False) -> AVSE:
+    def from_dual_encoder(
+        cls,
+        folder: str | Path,
+        num_views: int = 1,
+        *,
+        block_width: int | None = None,
+        keep: float = 0.8,
+        sampling_stage: Literal["input", "output"] | None = None,
+        resolution: int | None = None,
+        frozen: bool = True,
+        allow_download: bool = False,
+    ) -> AVSE:
+        """Take a CLIP, SigLIP or SigLIP 2 pair of transformers as it is: own pooling, projections, pixels and padding.
+
+        At one view and full width S is the cosine, transformers' `logits_per_image` without scale and bias (they are
+        in `facts`); with views it is the largest cosine of a view: P = V, Q = 1, C = the pair's width.
+
+        Args:
+            folder: of the pair: config.json, safetensors, tokenizer, preprocessor_config.json; or a hub id.
+            num_views: V.
+            block_width: C; None: the pair's width.
+            keep: share of the grid's cells that a view keeps.
+            sampling_stage: where views are sampled; None: `input` for CLIP, whose CLS token sees everything afterwards,
+                `output` for SigLIP, whose attention pooling looks at a view's cells alone.
+            resolution: side in pixels; None: the pair's own. A NaFlex checkpoint (`Siglip2Model`) sees one square grid,
+                to which pictures are squashed, and not each picture's own shape.
+            frozen: keep the towers as they are in training (the heads are trained).
+            allow_download: fetch a hub id that is not on this machine.
+
+        Raises:
+            EncoderError: No such folder, no pair, not whole, or views that it cannot have.
+            ConfigError: A width that does not divide into blocks.
+        """
+        asked: dict[str, Any] = {
+            "block_width": block_width,
+            "keep": keep,
+            "sampling_stage": sampling_stage,
+            "resolution": resolution,
+            "frozen": frozen,
+        }
+        plain = {"block_width": None, "keep": 0.8, "sampling_stage": None, "resolution": None, "frozen": True}
+        model = cls(pair_config(str(folder), num_views, allow_download=allow_download, **asked))
+        if num_views == 1 and asked == plain and Path(folder).is_dir():
+            model.folder = Path(folder)  # whoever opens the folder again gets this very model
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        allow_download: bool = False,
+        adapt: Callable[[ModelConfig], ModelConfig] | None = None,
+    ) -> AVSE:
         """Load a saved model from a local folder; every file is checked against the manifest.
 
         Args:
             folder: the folder; a hub id only with `allow_download`.
             allow_download: fetch a hub id over the network.
+            adapt: changes the saved configuration, such as views or what is frozen; the weights must still fit.
 
         Raises:
             CheckpointError: no such folder, one of another kind, or weights that do not fit.
@@ -309,15 +407,19 @@ class AVSE(nn.Module):
                 f"{checkpoint.WEIGHTS} and {files.MANIFEST}"
             )
         manifest = files.verify_manifest(path)
-        config = checkpoint.read_config(path)
+        saved = checkpoint.read_config(path)
+        config = saved if adapt is None else adapt(saved)
+        settings = (None, None) if adapt is None else (config.image_encoder, config.text_encoder)
         model = cls(
             config,
-            image_encoder=ImageEncoder.from_saved(path / checkpoint.IMAGE_ENCODER),
-            text_encoder=TextEncoder.from_saved(path / checkpoint.TEXT_ENCODER),
+            image_encoder=ImageEncoder.from_saved(path / checkpoint.IMAGE_ENCODER, settings[0]),
+            text_encoder=TextEncoder.from_saved(path / checkpoint.TEXT_ENCODER, settings[1]),
         )
         checkpoint.load_weights(model, checkpoint.load_tensors(path / checkpoint.WEIGHTS), path / checkpoint.WEIGHTS)
         model.eval()
-        model.folder, model._fingerprint, model.facts = path, manifest.get("fingerprint"), manifest.get("facts", {})
+        model.facts = manifest.get("facts", {})
+        if config == saved:
+            model.folder, model._fingerprint = path, manifest.get("fingerprint")
         return model
 
     def _evaluating(self) -> _Evaluation:
@@ -350,6 +452,8 @@ def _other_folder(path: Path) -> str:
     if (path / "checkpoint" / files.MANIFEST).is_file():
         return "is the folder of a run that was not finished: avse train --resume goes on with it"
     if (path / checkpoint.CONFIG).is_file():
+        if pair_type(path):
+            return "is a pair of transformers: AVSE.from_dual_encoder(FOLDER) takes it as it is"
         return f"is not a model of avse but looks like an encoder of transformers: train with it as a ...source={path}"
     return "is no model folder"
 

@@ -136,6 +136,7 @@ class Trainer:
         self.identity = {
             "config": self.config.model_dump(mode="json"),
             "model": self.model.config.model_dump(mode="json"),
+            "init_from": self.model.facts.get("init_from"),
             "train": train.dataset.fingerprint(),
             "val": val.dataset.fingerprint(),
             "pictures": [train.images.content, val.images.content],
@@ -159,6 +160,8 @@ class Trainer:
                 if on_epoch:
                     on_epoch(entry)
         self._load_trained(self.best)
+        if self.model.groups is not None:
+            self.facts["views_overlap"] = self._overlap(train)
         self.model.eval()
         if folder is not None:
             self._finish(folder, train, val)
@@ -168,13 +171,11 @@ class Trainer:
     def _facts(self, train: Inputs, val: Inputs, batches: int) -> dict[str, Any]:
         """Say what the figures stand with: steps, overlap of the views, the floor of L_reg, too small a validation."""
         config, model, data = self.config, self.model, train.dataset
-        grid, views = model.image_encoder.grid, model.config.num_views
+        views = model.config.num_views
         facts: dict[str, Any] = {"steps_an_epoch": batches, "views": views}
         log.info("%d steps an epoch of %d pictures and %d captions", batches, data.num_images, data.num_pairs)
         if views > 1:
-            model.train()
-            drawn = model.sampling(grid, 256, torch.Generator().manual_seed(0))
-            facts["views_overlap"] = round(mean_overlap(drawn, grid[0] * grid[1]), 4)
+            facts["views_overlap"] = self._overlap(train)
             log.info("two views of a picture share %.0f %% of their cells", 100 * facts["views_overlap"])
         if config.decorrelation_weight and views > 1:
             size = min(config.batch_size, data.num_images)
@@ -187,6 +188,20 @@ class Trainer:
                 SMALL_VALIDATION,
             )
         return facts
+
+    def _overlap(self, train: Inputs) -> float:
+        """Measure what two training views share: over drawn ones, or over the first pictures where they are learnt."""
+        encoder, groups = self.model.image_encoder, self.model.groups
+        cells = encoder.grid[0] * encoder.grid[1]
+        if groups is None:
+            drawn = self.model.sampling.train()(encoder.grid, 256, torch.Generator().manual_seed(0))
+            return round(mean_overlap(drawn, cells), 4)
+        self.model.eval()
+        groups.train()
+        with torch.inference_mode():
+            seen = train.images.batch(range(min(64, train.dataset.num_images))).to(self.model.device)
+            tokens = encoder(seen) if seen.ndim == 4 else seen
+            return round(mean_overlap(groups(tokens[:, encoder.num_prefix :])[0].cpu(), cells), 4)
 
     # One epoch.
     def _epoch(self, epoch: int, train: Inputs, total: int, bar: Any) -> dict[str, Any]:
@@ -238,14 +253,12 @@ class Trainer:
         texts = [train.dataset.captions[i] for i in captions]
         tokens, mask = train.texts.batch(texts, generator if config.word_augment else None)
         pixels = train.images.batch(images, random if config.image_augment else None)
-        views = model.sampling(model.image_encoder.grid, len(images), generator)
-        if config.size_augment:
-            views = _drop_cells(views, config.size_augment, generator)
+        views, seen = self._draw_views(len(images), generator)
         matches = true_matches(images.tolist(), texts).to(device)
         buffers = {name: value.clone() for name, value in model.named_buffers()}
         with self.accelerator.autocast():
             pooled, image_blocks, text_blocks = model(
-                pixels.to(device), tokens.to(device), mask.to(device), views.to(device)
+                pixels.to(device), tokens.to(device), mask.to(device), views, seen
             )
         scores = aeom(image_blocks, text_blocks)
         if config.score_scale == "mean":
@@ -266,6 +279,19 @@ class Trainer:
         self.optimizer.step()
         parts = {"loss": loss, "matching": matching, "decorrelation": regular, "gradient": norm}
         return {name: value.item() for name, value in parts.items()}
+
+    def _draw_views(self, batch: int, generator: torch.Generator) -> tuple[Tensor | None, Tensor | None]:
+        """Draw the cells of each view (B, V, K); where groups choose, the features they choose from (B, prefix + G)."""
+        encoder, most = self.model.image_encoder, self.config.size_augment
+        if self.model.groups is None:
+            views = self.model.sampling(encoder.grid, batch, generator)
+            return (_drop_cells(views, most, generator) if most else views).to(self.model.device), None
+        if not most:
+            return None, None
+        prefix, cells = encoder.num_prefix, encoder.grid[0] * encoder.grid[1]
+        left = _drop_cells(torch.arange(cells).expand(batch, 1, cells), most, generator)[:, 0]
+        seen = torch.arange(prefix + cells).expand(batch, -1) < prefix
+        return None, seen.scatter(1, left + prefix, True).to(self.model.device)
 
     def _put_back(self, buffers: dict[str, Tensor]) -> None:
         """Undo what a step that is left out did to running statistics."""

@@ -124,7 +124,7 @@ def test_an_unusable_set_is_said_in_one_line(avse, unusable, tiny, tmp_path):
         (["--set", "train.learning=1"], "unknown key 'train.learning'; did you mean"),
         (["--set", "train.lr=["], "the value is not YAML"),
         (["--set", "train.lr"], "expected section.key=value"),
-        (["--config", "nowhere.yaml"], "no recipe 'nowhere.yaml': neither a file nor one of demo"),
+        (["--config", "nowhere.yaml"], "no recipe 'nowhere.yaml': neither a file nor a shipped recipe"),
         (["--preset", "oficial"], "did you mean 'official'"),
         (["--device", "cuda:99"], "--device cuda:99: not usable here"),
         (["--set", "model.image_encoder.source=nowhere"], "nowhere is no folder: an encoder is a local"),
@@ -152,3 +152,37 @@ def test_misuse_names_option_value_and_limit(avse, value, capsys):
         avse("train", "data", "--out", "run", "--seed", value)
     assert stop.value.code == 2
     assert f"argument --seed: {value}: a whole number of at least 0" in capsys.readouterr().err
+
+
+def test_an_ensemble_has_members_with_seeds_of_their_own(avse, scenes, tiny, tmp_path, monkeypatch):
+    out, common = tmp_path / "runs", ("train", scenes, *tiny, "--cache", tmp_path / "cache", "--seed", 5)
+    fit, runs = Trainer.fit, []
+
+    def stop_in_the_second(self, *args, **kwargs):
+        def after(entry):
+            if len(runs) == 2:
+                raise KeyboardInterrupt
+
+        runs.append(self.config.seed)
+        return fit(self, *args, **kwargs, on_epoch=after)
+
+    ensemble = (*common, "--out", out, "--set", "ensemble=2")
+    monkeypatch.setattr(Trainer, "fit", stop_in_the_second)
+    assert avse(*ensemble).code == 130 and runs == [5, 6]
+    monkeypatch.setattr(Trainer, "fit", fit)
+    first = (out / "member-0" / "history.json").read_bytes()
+    said = avse(*ensemble)
+    assert said.code == 1 and f"{out / 'member-0'} holds a model already" in said.lines[0]
+    said = avse(*ensemble, "--resume")
+    assert said.code == 0 and (out / "member-0" / "history.json").read_bytes() == first
+    command = shlex.split(said.out.split("next: ")[1])
+    models = [str(out / f"member-{i}" / "model") for i in (0, 1)]
+    assert command == ["avse", "evaluate", *models, str(scenes), "--ensemble"]
+    assert avse(*command[1:], "--bootstrap", 0).code == 0
+    for i in (0, 1):  # each is the run of its seed
+        recipe = load_recipe(out / f"member-{i}" / "recipe.yaml")
+        assert (recipe.train.seed, recipe.ensemble) == (5 + i, 1)
+        assert avse("train", "--config", out / f"member-{i}" / "recipe.yaml", "--out", tmp_path / f"own{i}").code == 0
+        own, member = tmp_path / f"own{i}" / "history.json", out / f"member-{i}" / "history.json"
+        assert own.read_bytes() == member.read_bytes()
+    assert [len(avse(*common, "--out", tmp_path / "j", "--set", "ensemble=2", "--json").json)] == [2]

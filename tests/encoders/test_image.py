@@ -75,7 +75,7 @@ def own_output(family: str, folder, values: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", [*STACKS, "swin"])
-@pytest.mark.parametrize("resolution", [None, 48])
+@pytest.mark.parametrize("resolution", [None, 48, 56])
 def test_forward_is_the_own_forward_of_transformers(folders, family, resolution):
     encoder = build(folders / family, resolution=resolution)
     side = (resolution or 32) // 8

@@ -104,10 +104,10 @@ def pictures(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def saved_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that avse.model:AVSE.from_pretrained opens as a `ColourEncoder`."""
+    """A folder that avse.start:open_model opens as a `ColourEncoder`."""
     folder = tmp_path / "runs" / "model"
     folder.mkdir(parents=True)
-    module: Any = types.ModuleType("avse.model")
-    module.AVSE = types.SimpleNamespace(from_pretrained=lambda path: ColourEncoder(folder=Path(path)))
-    monkeypatch.setitem(sys.modules, "avse.model", module)
+    module: Any = types.ModuleType("avse.start")
+    module.open_model = lambda path: ColourEncoder(folder=Path(path))
+    monkeypatch.setitem(sys.modules, "avse.start", module)
     return folder

@@ -99,7 +99,7 @@ def test_the_model_is_found_again_when_asked_and_moves_along(tmp_path, saved_mod
 
 def test_another_model_in_the_remembered_folder_is_refused(tmp_path, saved_model, other_encoder, monkeypatch):
     Index.create(tmp_path / "i", saved_model, store="memory").close()
-    monkeypatch.setattr(sys.modules["avse.model"].AVSE, "from_pretrained", lambda path: other_encoder)
+    monkeypatch.setattr(sys.modules["avse.start"], "open_model", lambda path: other_encoder)
     with Index.open(tmp_path / "i") as index, pytest.raises(ValueError, match="colours-0.*colours-1"):
         index.search("a dog")
 

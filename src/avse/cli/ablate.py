@@ -8,7 +8,7 @@ from pathlib import Path
 
 from avse.cli import common
 
-GROUPS = ("parts", "sampling", "views", "block width", "keep rate", "alpha", "objective")
+GROUPS = ("parts", "sampling", "views", "block width", "keep rate", "alpha", "L_reg weight", "objective")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from avse.ablate import paper_variants, run_ablation, table_lines, variants_over
     from avse.config import load_recipe
     from avse.data import load_dataset
-    from avse.inputs import can_cache, open_inputs, select
+    from avse.inputs import can_cache, open_inputs
     from avse.model import AVSE
 
     common.prepare_process()
@@ -57,13 +57,14 @@ def run(args: argparse.Namespace) -> int:
             "ablations run on frozen features: set frozen to true for both encoders, sampling_stage to 'output' and "
             "train.image_augment to false"
         )
-    parts = {split: load_dataset(args.data, root=args.root, split=split) for split in ("train", "val", "test")}
-    whole = open_inputs(model, load_dataset(args.data, root=args.root, split="all"), cache=args.cache or ".cache/avse")
-    if recipe.data.max_train_images:
-        parts["train"] = parts["train"].first_by_hash(recipe.data.max_train_images)
-    common.tell(whole.dataset)
-    common.tell_skips(whole.images.skipped)
-    splits = {name: select(whole, part) for name, part in parts.items()}
+    splits = {}
+    for split in ("train", "val", "test"):
+        part = load_dataset(args.data, root=args.root, split=split)
+        if split == "train" and recipe.data.max_train_images:
+            part = part.first_by_hash(recipe.data.max_train_images)
+        common.tell(part)
+        splits[split] = open_inputs(model, part, cache=args.cache or ".cache/avse")
+        common.tell_skips(splits[split].images.skipped)
     encoders = (model.image_encoder, model.text_encoder)
     print(f"{len(variants) + 1} rows x {args.seeds} trainings", file=sys.stderr)
     table = run_ablation(recipe, variants, encoders, splits, Path(args.out), args.seeds)

@@ -25,6 +25,17 @@ def natural_int(text: str) -> int:
     return _whole(text, 0)
 
 
+def positive_number(text: str) -> float:
+    """Read an argument that is a number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: a number above 0 is wanted")
+    return number
+
+
 def _whole(text: str, least: int) -> int:
     try:
         number = int(text)
@@ -51,6 +62,15 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add --device."""
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: cuda where there is one, else cpu)")
+
+
+def add_allow_download(parser: argparse.ArgumentParser) -> None:
+    """Add --allow-download."""
+    parser.add_argument(
+        "--allow-download",
+        action="store_true",
+        help="fetch encoders named by a hub id that is not on this machine (safetensors and settings, no code)",
+    )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -85,10 +105,10 @@ def device_of(args: argparse.Namespace) -> str:
 
 
 def load_model(folder: str, device: str) -> AVSE:
-    """Load a saved model onto a device."""
-    from avse.model import AVSE
+    """Load a saved model, or a pair of transformers (CLIP, SigLIP) as it is, onto a device."""
+    from avse.start import open_model
 
-    model = AVSE.from_pretrained(folder)
+    model = open_model(folder)
     model.to(device)
     return model
 

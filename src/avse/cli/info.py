@@ -55,9 +55,9 @@ def _about(path: str) -> dict[str, object]:
 
         with Index.open(path) as index:
             return {"index": path, "store": index.store, "side": index.side, "entries": len(index)}
-    from avse.model import AVSE
+    from avse.start import open_model
 
-    model = AVSE.from_pretrained(path)
+    model = open_model(path)
     config = model.config
     return {
         "model": path,

@@ -12,6 +12,7 @@ from avse.cli import common
 
 if TYPE_CHECKING:
     from avse.config import Recipe
+    from avse.data import PairDataset
 
 RECIPE = "recipe.yaml"
 
@@ -20,7 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("data", nargs="?", help="folder with captions.jsonl or captions.csv (default: data.source)")
     parser.add_argument(
-        "--out", required=True, help=f"folder for model/, checkpoint/, history.json, curves.png, run.json, {RECIPE}"
+        "--out",
+        required=True,
+        help=f"folder for model/, checkpoint/, history.json, curves.png, run.json, {RECIPE}; "
+        "an ensemble has them in member-0/, member-1/, ...",
     )
     common.add_recipe(parser)
     parser.add_argument("--root", help="the picture folder, where it is not beside the captions")
@@ -29,26 +33,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=common.natural_int, help="of heads, batches and views (default: train.seed)")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    common.add_allow_download(parser)
     common.add_device(parser)
     common.add_force(parser)
     common.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, keep the best epoch by validation rSum, and say where it lies."""
-    import torch
-
+    """Train, keep the best epoch by validation rSum, and say where it lies; an ensemble's members one by one."""
     from avse.data import load_dataset
-    from avse.inputs import can_cache
-    from avse.model import AVSE
-    from avse.trainer import Trainer
 
     common.prepare_process()
     recipe, out = _recipe(args), Path(args.out)
-    if (out / "model").exists() and not (args.force or args.resume):
-        raise FileExistsError(f"{out} holds a model already; --force trains anew, --resume goes on")
-    if (out / "checkpoint").exists() and not (args.force or args.resume):
-        raise FileExistsError(f"{out} holds a run that was stopped; --resume goes on, --force trains anew")
+    members = _members(recipe, out)
+    for _, folder in members:
+        _refuse_to_replace(folder, args)
     device = common.device_of(args)
     source, root = str(recipe.data.source), recipe.data.root
     train, val = (load_dataset(source, root=root, split=split) for split in ("train", "val"))
@@ -56,8 +55,28 @@ def run(args: argparse.Namespace) -> int:
         train = train.first_by_hash(recipe.data.max_train_images)
     common.tell(train)
     common.tell(val)
+    for member, folder in members:
+        _train(member, folder, train, val, device, args)
+    if not args.json:
+        folders = [str(folder / "model") for _, folder in members]
+        command = ["avse", "evaluate", *folders, source, *(["--root", root] if root else [])]
+        command += ["--ensemble"] if len(members) > 1 else []
+        print(f"model{'s' if len(members) > 1 else ''} in {', '.join(folders)}; next: {shlex.join(command)}")
+    return 0
+
+
+def _train(
+    recipe: Recipe, out: Path, train: PairDataset, val: PairDataset, device: str, args: argparse.Namespace
+) -> None:
+    """Train one model and say how it did."""
+    import torch
+
+    from avse.inputs import can_cache
+    from avse.start import build_model
+    from avse.trainer import Trainer
+
     torch.manual_seed(recipe.train.seed)
-    model = AVSE(recipe.model, captions=train.captions).to(device)
+    model = build_model(recipe, train.captions, allow_download=args.allow_download).to(device)
     cache = recipe.data.cache
     if cache is None and can_cache(model, recipe.train.image_augment):
         cache = ".cache/avse"
@@ -68,11 +87,24 @@ def run(args: argparse.Namespace) -> int:
     result = trainer.fit(train, val, out=out, resume=args.resume)
     if args.json:
         common.emit({"model": str(out / "model"), "best_epoch": result.best_epoch, "val_rsum": result.best_rsum})
-        return 0
-    print(f"best epoch {result.best_epoch + 1} of {recipe.train.epochs}: validation rSum {result.best_rsum:.1f}")
-    command = ["avse", "evaluate", str(out / "model"), source, *(["--root", root] if root else [])]
-    print(f"model in {out / 'model'}; next: {shlex.join(command)}")
-    return 0
+    else:
+        print(f"best epoch {result.best_epoch + 1} of {recipe.train.epochs}: validation rSum {result.best_rsum:.1f}")
+
+
+def _members(recipe: Recipe, out: Path) -> list[tuple[Recipe, Path]]:
+    """Return the recipe and folder of each model: an ensemble's seeds follow one another."""
+    if recipe.ensemble == 1:
+        return [(recipe, out)]
+    seeds = (recipe.train.model_copy(update={"seed": recipe.train.seed + i}) for i in range(recipe.ensemble))
+    one = [recipe.model_copy(update={"ensemble": 1, "train": train}) for train in seeds]
+    return [(member, out / f"member-{i}") for i, member in enumerate(one)]
+
+
+def _refuse_to_replace(out: Path, args: argparse.Namespace) -> None:
+    if (out / "model").exists() and not (args.force or args.resume):
+        raise FileExistsError(f"{out} holds a model already; --force trains anew, --resume goes on")
+    if (out / "checkpoint").exists() and not (args.force or args.resume):
+        raise FileExistsError(f"{out} holds a run that was stopped; --resume goes on, --force trains anew")
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:

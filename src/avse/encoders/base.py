@@ -6,11 +6,12 @@ The weights of a saved model are in the model's safetensors, not in an encoder's
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -21,7 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from avse import files
-from avse.config import ImageEncoderConfig, TextEncoderConfig
+from avse.config import ImageEncoderConfig, Section, TextEncoderConfig
 from avse.images import ImageSource, PixelSpec, read_image, to_pixels
 
 DESCRIPTION = "encoder.json"
@@ -93,14 +94,20 @@ class Encoder(nn.Module):
         files.write_json(Path(folder) / DESCRIPTION, values)
 
     @classmethod
-    def from_saved(cls: type[_E], folder: str | Path) -> _E:
-        """Rebuild a saved encoder with random weights (EncoderError where there is none of this side)."""
+    def from_saved(cls: type[_E], folder: str | Path, settings: Section | None = None) -> _E:
+        """Rebuild a saved encoder with random weights, with other settings where given.
+
+        Raises:
+            EncoderError: There is none of this side, or it cannot do what the settings ask.
+        """
         path = Path(folder) / DESCRIPTION
         data = json.loads(path.read_text("utf-8")) if path.is_file() else {}
         known = {name: kind for name, kind in Encoder._kinds.items() if issubclass(kind, cls)}
         if data.get("kind") not in known:
             found = f"kind {data['kind']!r}" if data else "no such file"
             raise EncoderError(f"{path}: {found}, expected one of {', '.join(sorted(known))}")
+        if settings is not None:
+            data["settings"] = settings.model_dump(mode="json")
         rebuilt: _E = known[data["kind"]]._rebuild(Path(folder), data)
         return rebuilt
 
@@ -140,7 +147,8 @@ class ImageEncoder(Encoder):
 
         A large JPEG is decoded at a reduced size, never below twice the size needed.
         """
-        draft = None if self.pixels.method == "official" else (2 * self.pixels.size[0], 2 * self.pixels.size[1])
+        side = max(*self.pixels.size, self.pixels.shorter_side or 0)
+        draft = None if self.pixels.method == "official" else (2 * side, 2 * side)
         return to_pixels(read_image(source, draft=draft), self.pixels)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -169,7 +177,7 @@ class ImageEncoder(Encoder):
         )
 
     def _facts(self) -> dict[str, Any]:
-        return {"pixels": asdict(self.pixels)}
+        return {"pixels": self.pixels.describe()}
 
     def _check_pixels(self, pixel_values: Tensor) -> None:
         if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != (3, *self.pixels.size):
@@ -199,6 +207,10 @@ class TextEncoder(Encoder):
         """Encode (B, L) ids into tokens (B, L, W); rows at padding positions mean nothing."""
         raise NotImplementedError
 
+    def kept(self, attention_mask: Tensor) -> Tensor:
+        """Return which tokens (B, L) bool a head looks at, so that others need not be stored: here all real ones."""
+        return attention_mask.bool()
+
     def augment(self, input_ids: Tensor, attention_mask: Tensor, generator: torch.Generator) -> TokenBatch:
         """Mask, replace or drop words in training; EncoderError where ``can_augment`` is False."""
         raise EncoderError(f"text encoder {self.settings.source!r} has no mask token: set word_augment to false")
@@ -219,7 +231,8 @@ def check_texts(texts: Sequence[str]) -> list[str]:
 def saved_pixels(data: dict[str, Any]) -> PixelSpec:
     """Return the pixel recipe of a saved description."""
     values = data["pixels"]
-    return PixelSpec(tuple(values["size"]), tuple(values["mean"]), tuple(values["std"]), values["method"])
+    lists = {name: tuple(values[name]) for name in ("size", "mean", "std")}
+    return PixelSpec(**{**values, **lists})
 
 
 def packaged_file(package: str, name: str, sha256: str, pip: str) -> Path:
@@ -234,6 +247,22 @@ def packaged_file(package: str, name: str, sha256: str, pip: str) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Let transformers neither warn nor draw bars: what matters of it is raised by who calls it."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
+
+
 def transformer_config(folder: Path) -> Any:
     """Return the transformers configuration of a local folder; no network, no code from the folder."""
     from transformers import AutoConfig
@@ -243,7 +272,8 @@ def transformer_config(folder: Path) -> Any:
         raise EncoderError(
             f"{folder} {found}: an encoder is a local transformers folder with config.json and model.safetensors"
         )
-    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with quiet_transformers():  # SigLIP's own defaults warn of each other
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def plain_config(config: Any) -> dict[str, Any]:
@@ -270,7 +300,6 @@ def load_transformer(folder: Path, *, part: str = "", unused: tuple[str, ...] = 
         EncoderError: No safetensors, a damaged file, or weights missing or of another shape; it names them.
     """
     from transformers import AutoModel
-    from transformers.utils import logging
 
     if not any(folder.glob("*.safetensors")):
         found = ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".h5")))
@@ -278,24 +307,18 @@ def load_transformer(folder: Path, *, part: str = "", unused: tuple[str, ...] = 
             f"{folder}: no *.safetensors (found {found or 'no weights'}); pickled weights are not loaded: where you "
             "trust them, convert them once with transformers' from_pretrained(...).save_pretrained(folder)"
         )
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # its report of unexpected weights; what matters of it is raised below
-    logging.disable_progress_bar()
     try:
-        model, info = AutoModel.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
+        with quiet_transformers():  # what matters of its report of unexpected weights is raised below
+            model, info = AutoModel.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
     except (SafetensorError, RuntimeError, OSError) as error:
         raise EncoderError(f"{folder}: the weights cannot be loaded: {error}") from error
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()
     names = [name[len(part) :] for name in sorted(info["missing_keys"]) if name.startswith(part)]
     missing = [name for name in names if name.split(".")[0] not in unused]
     if missing:

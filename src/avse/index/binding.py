@@ -1,6 +1,6 @@
 """An index and its model: found by its folder, loaded when a query first needs it, refused if it is another.
 
-The one late binding upwards: ``avse.model:AVSE.from_pretrained`` is looked up by name, so that opening an index stays
+The one late binding upwards: ``avse.start:open_model`` is looked up by name, so that opening an index stays
 free of torch and the index knows a model only as an `Encoder`.
 """
 
@@ -14,14 +14,14 @@ from avse.index.manifest import Manifest
 
 
 def load_encoder(folder: str | Path) -> Encoder:
-    """Open a saved model.
+    """Open a saved model, or a pair of transformers as it is.
 
     Raises:
         ValueError: No such folder.
     """
     if not Path(folder).is_dir():
         raise ValueError(f"{folder}: no such model folder; give it as model= / --model DIR")
-    encoder: Encoder = pkgutil.resolve_name("avse.model:AVSE.from_pretrained")(str(folder))
+    encoder: Encoder = pkgutil.resolve_name("avse.start:open_model")(str(folder))
     return encoder
 
 

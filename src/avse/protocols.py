@@ -1,0 +1,110 @@
+"""Protocols: what is measured on the scores of one system on one split, and which data they are defined for.
+
+Knows scores, captions and ids; neither models nor files. ECCV Caption and CxC are in `avse.eccv`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from avse import eccv
+from avse.data import PairDataset
+from avse.metrics import RetrievalReport, retrieval_metrics, with_intervals
+
+log = logging.getLogger(__name__)
+
+COCO_IMAGES, COCO_CAPTIONS, COCO_FOLDS = 5000, 5, 5
+PROTOCOLS: dict[str, str] = {
+    "plain": "all images of the split against all captions, such as Flickr30K 1K",
+    "coco-5k": "plain, on the 5,000 test images of COCO",
+    "coco-1k": "the mean of five folds of 1,000 images, in order",
+    "eccv": "coco-5k with ECCV Caption and CxC beside it",
+}
+"""Name -> what it is."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The scores of one system on one split: all that a protocol needs."""
+
+    scores: np.ndarray
+    """(N, k) float, image against distinct text."""
+    dataset: PairDataset
+    """The N images with their M captions."""
+    columns: np.ndarray
+    """(M,) int64, the column of each caption: `text_groups` of the captions."""
+    meta: dict[str, Any]
+    """What the figures stand with."""
+
+
+def fitting_protocols(dataset: PairDataset) -> tuple[str, ...]:
+    """Return the protocols that are measured when none is named: both of COCO on its 5,000 test images, else plain."""
+    is_coco = dataset.num_images == COCO_IMAGES and all("cocoid" in record for record in dataset.records)
+    return ("coco-5k", "coco-1k") if is_coco else ("plain",)
+
+
+def prepare(names: Sequence[str], dataset: PairDataset) -> PairDataset:
+    """Return the data as the protocols take them, before anything is encoded: COCO's take five captions an image.
+
+    Raises:
+        ValueError: an unknown name, another number of images than COCO's, or what `eccv.check` refuses.
+        ImportError: eccv without the package.
+    """
+    for name in names:
+        if name not in PROTOCOLS:
+            raise ValueError(f"no protocol {name!r}; there are {', '.join(PROTOCOLS)}")
+    if set(names) & {"coco-5k", "coco-1k", "eccv"}:
+        most = int(np.bincount(dataset.text_to_image).max())
+        if most > COCO_CAPTIONS:
+            every, dataset = dataset.num_pairs, dataset.first_captions(COCO_CAPTIONS)
+            log.info(
+                "the protocols of COCO take the first %d captions of an image: %d of %d are left out",
+                COCO_CAPTIONS,
+                every - dataset.num_pairs,
+                every,
+            )
+    for name in names:
+        if name.startswith("coco") and dataset.num_images != COCO_IMAGES:
+            left_out = f" ({len(dataset.skipped)} left out)" if dataset.skipped else ""
+            raise ValueError(
+                f"protocol {name} is defined on the {COCO_IMAGES:,} test images of COCO; {dataset.name}, split "
+                f"{dataset.split}, has {dataset.num_images:,} images{left_out}: take --protocol plain"
+            )
+        if name == "eccv":
+            eccv.check(dataset)
+    return dataset
+
+
+def measure(
+    scored: Scored, protocol: str = "plain", *, bootstrap: int = 1000, confidence: float = 0.95
+) -> RetrievalReport:
+    """Measure scores by a protocol, plain with duplicate-aware beside it.
+
+    Args:
+        scored: the scores of a data set that `prepare` returned.
+        protocol: one of `PROTOCOLS`.
+        bootstrap: resamples for the intervals; 0: none.
+        confidence: of the intervals.
+
+    Raises:
+        ValueError: as in `prepare`, or data that it would still cut.
+    """
+    dataset = scored.dataset
+    if prepare([protocol], dataset) is not dataset:
+        raise ValueError(f"protocol {protocol} takes {COCO_CAPTIONS} captions an image: score what prepare() returns")
+    report = retrieval_metrics(
+        scored.scores,
+        dataset.text_to_image,
+        texts=dataset.captions,
+        meta={**scored.meta, "protocol": protocol},
+        columns=scored.columns,
+        folds=COCO_FOLDS if protocol == "coco-1k" else 1,
+    )
+    if protocol == "eccv":
+        report = replace(report, further=eccv.figures(scored.scores, scored.columns, dataset))
+    return with_intervals(report, bootstrap, confidence) if bootstrap else report
