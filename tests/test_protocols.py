@@ -1,5 +1,6 @@
 """Protocols: which data they fit, COCO 1K by hand, ECCV Caption and CxC against their package and naive loops."""
 
+import hashlib
 import subprocess
 import sys
 from dataclasses import replace
@@ -36,8 +37,13 @@ def coco_sized(records=None):
     return make_dataset([f"text {i % 50}" for i in range(5000)], np.arange(5000), records)
 
 
-def test_fitting_protocols():
-    with_ids = [{"cocoid": i} for i in range(5000)]
+def test_fitting_protocols(monkeypatch):
+    with_ids = [{"cocoid": 4999 - i} for i in range(5000)]
+    assert fitting_protocols(coco_sized(with_ids)) == ("plain",)  # such as val2017, which has 5,000 images too
+    with pytest.raises(ValueError, match="coco-5k is defined on Karpathy's test images .* others by their ids"):
+        prepare(["coco-5k"], coco_sized(with_ids))
+    ids = " ".join(map(str, range(5000)))
+    monkeypatch.setattr("avse.protocols.COCO_IDS", hashlib.sha256(ids.encode()).hexdigest())
     assert fitting_protocols(coco_sized(with_ids)) == ("coco-5k", "coco-1k")
     assert fitting_protocols(coco_sized()) == ("plain",)
     assert fitting_protocols(coco_sized(with_ids).subset(range(4999))) == ("plain",)

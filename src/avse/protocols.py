@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from avse.metrics import RetrievalReport, retrieval_metrics, with_intervals
 log = logging.getLogger(__name__)
 
 COCO_IMAGES, COCO_CAPTIONS, COCO_FOLDS = 5000, 5, 5
+COCO_IDS = "baab55c72b3dfc21360e0ff4fda07f11c8318ef71296ecf0b1eaa4558a1dff05"
+"""SHA-256 of the ids of Karpathy's test images, ascending, with a space between: val2017 has 5,000 images too."""
 PROTOCOLS: dict[str, str] = {
     "plain": "all images of the split against all captions, such as Flickr30K 1K",
     "coco-5k": "plain, on the 5,000 test images of COCO",
@@ -43,16 +46,21 @@ class Scored:
 
 
 def fitting_protocols(dataset: PairDataset) -> tuple[str, ...]:
-    """Return the protocols that are measured when none is named: both of COCO on its 5,000 test images, else plain."""
-    is_coco = dataset.num_images == COCO_IMAGES and all("cocoid" in record for record in dataset.records)
-    return ("coco-5k", "coco-1k") if is_coco else ("plain",)
+    """Return the protocols that are measured when none is named: both of COCO on its test images, else plain."""
+    return ("coco-5k", "coco-1k") if _digest(dataset) == COCO_IDS else ("plain",)
+
+
+def _digest(dataset: PairDataset) -> str:
+    """Return the SHA-256 of COCO's ids of the images, as for `COCO_IDS`; empty when one has none."""
+    ids = sorted(record["cocoid"] for record in dataset.records if "cocoid" in record)
+    return sha256(" ".join(map(str, ids)).encode()).hexdigest() if len(ids) == dataset.num_images else ""
 
 
 def prepare(names: Sequence[str], dataset: PairDataset) -> PairDataset:
     """Return the data as the protocols take them, before anything is encoded: COCO's take five captions an image.
 
     Raises:
-        ValueError: an unknown name, another number of images than COCO's, or what `eccv.check` refuses.
+        ValueError: an unknown name, other images than COCO's by number or ids, or what `eccv.check` refuses.
         ImportError: eccv without the package.
     """
     for name in names:
@@ -74,6 +82,11 @@ def prepare(names: Sequence[str], dataset: PairDataset) -> PairDataset:
             raise ValueError(
                 f"protocol {name} is defined on the {COCO_IMAGES:,} test images of COCO; {dataset.name}, split "
                 f"{dataset.split}, has {dataset.num_images:,} images{left_out}: take --protocol plain"
+            )
+        if name.startswith("coco") and _digest(dataset) not in ("", COCO_IDS):
+            raise ValueError(
+                f"protocol {name} is defined on Karpathy's test images of COCO; {dataset.name}, split {dataset.split}, "
+                "has as many, but others by their ids: take --protocol plain"
             )
         if name == "eccv":
             eccv.check(dataset)
