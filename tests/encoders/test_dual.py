@@ -62,7 +62,7 @@ def processors(pair_folders):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Smooth pictures of several shapes as files: wide, tall, smaller than the encoder's, square; one a JPEG."""
+    """Smooth pictures of several shapes as files: wide, tall, smaller than the encoder's, square; two JPEGs."""
     folder, random, paths = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0), []
     for width, height, name in (
         (90, 47, "a.png"),
@@ -70,6 +70,7 @@ def pictures(tmp_path_factory):
         (20, 25, "c.png"),
         (64, 64, "d.png"),
         (33, 60, "e.jpg"),
+        (640, 470, "f.jpg"),  # large enough to be decoded at a reduced size, which a pair must not
     ):
         coarse = Image.fromarray(random.integers(0, 255, (6, 6, 3), np.uint8))
         coarse.resize((width, height), Image.Resampling.BICUBIC).save(folder / name)

@@ -1,4 +1,4 @@
-"""Features made beforehand: ``{split}_ims.npy``, N x G x W, with ``{split}_caps.txt``: 36 x 2048 (BUTD), 36 x 2054 (VinVL) or others.
+"""Features made beforehand: ``{split}_ims.npy``, N x G x W, with ``{split}_caps.txt``; G x W is 36 x 2048 for BUTD.
 
 The file of features stays on the disk and is mapped. Either its rows are the images, with as many captions for each, or
 its rows are repeated once a caption, and every five that follow one another are one image, of which the first is kept.

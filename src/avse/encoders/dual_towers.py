@@ -9,14 +9,16 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from avse.config import ImageEncoderConfig, TextEncoderConfig
 from avse.encoders.base import EncoderError, TokenBatch, random_transformer, saved_pixels, transformer_config
 from avse.encoders.image import TransformerGrid
 from avse.encoders.text import TransformerText, load_tokenizer
-from avse.images import PixelSpec
+from avse.images import ImageSource, PixelSpec, read_image, to_pixels
 
 _TEXT_MODELS = {
     "clip_text_model": "CLIPTextModel",
@@ -90,6 +92,10 @@ class DualImage(TransformerGrid, kind="dual-image"):
     @classmethod
     def _rebuild(cls, folder: Path, data: dict[str, Any]) -> DualImage:
         return cls(ImageEncoderConfig(**data["settings"]), random_transformer(folder), saved_pixels(data), data["dim"])
+
+    def load_pixels(self, source: ImageSource) -> NDArray[np.float32]:
+        """Read one picture into (3, H, W) float32 pixels, decoded in full, as the pair's own processor does."""
+        return to_pixels(read_image(source), self.pixels)
 
     def own_head(self) -> OwnImageHead:
         """Return a copy of the pair's own head."""
