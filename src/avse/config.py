@@ -138,7 +138,7 @@ class DataConfig(Section):
     """Which pairs to read."""
 
     source: str | None = None
-    """A folder with captions.jsonl or captions.csv, the caption file itself, or a known set's name."""
+    """A data set's folder or the file that marks its layout, or a known name: flickr30k, coco, and both with -regions."""
     root: str | None = None
     """The picture folder, where it is not beside the caption file."""
     max_train_images: int | None = Field(None, ge=1)

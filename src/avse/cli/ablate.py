@@ -13,7 +13,7 @@ GROUPS = ("parts", "sampling", "views", "block width", "keep rate", "alpha", "L_
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("data", help="folder with captions, or a known set's name")
+    parser.add_argument("data", help=common.DATA)
     parser.add_argument(
         "--out", default="runs/ablation", help="folder of the results; finished rows are kept (%(default)s)"
     )

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from avse.model import AVSE
 
 
+DATA = (
+    "a data set: its folder (captions.jsonl, captions.csv, Karpathy's dataset_*.json, id_mapping.json, *_ims.npy, COCO's "
+    "captions_*.json, metadata.csv) or one of these files; or flickr30k, coco, flickr30k-regions, coco-regions with --root"
+)
+
+
 def positive_int(text: str) -> int:
     """Read an argument that counts something: 1 or more."""
     return _whole(text, 1)

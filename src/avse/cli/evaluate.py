@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="a model folder, such as RUN/model of a run of avse train; several are measured in turn",
     )
-    parser.add_argument("data", metavar="DATA", help="folder with captions.jsonl or captions.csv")
+    parser.add_argument("data", metavar="DATA", help=common.DATA)
     parser.add_argument("--split", default="test", help="train, val, test or all (default: test)")
     parser.add_argument("--root", help="the picture folder, where it is not beside the captions")
     parser.add_argument(

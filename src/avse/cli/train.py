@@ -19,7 +19,7 @@ RECIPE = "recipe.yaml"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("data", nargs="?", help="folder with captions.jsonl or captions.csv (default: data.source)")
+    parser.add_argument("data", nargs="?", help=f"{common.DATA} (default: data.source)")
     parser.add_argument(
         "--out",
         required=True,
