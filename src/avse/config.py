@@ -138,7 +138,7 @@ class DataConfig(Section):
     """Which pairs to read."""
 
     source: str | None = None
-    """A data set's folder or the file that marks its layout, or a known name: flickr30k, coco, and both with -regions."""
+    """A data set's folder, the file that marks its layout, or flickr30k, coco, flickr30k-regions, coco-regions."""
     root: str | None = None
     """The picture folder, where it is not beside the caption file."""
     max_train_images: int | None = Field(None, ge=1)

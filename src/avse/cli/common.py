@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 
 DATA = (
-    "a data set: its folder (captions.jsonl, captions.csv, Karpathy's dataset_*.json, id_mapping.json, *_ims.npy, COCO's "
-    "captions_*.json, metadata.csv) or one of these files; or flickr30k, coco, flickr30k-regions, coco-regions with --root"
+    "a data set: its folder (captions.jsonl, captions.csv, Karpathy's dataset_*.json, id_mapping.json, *_ims.npy, "
+    "COCO's captions_*.json, metadata.csv) or one of these files; or flickr30k, coco, flickr30k-regions, coco-regions "
+    "with --root"
 )
 
 
