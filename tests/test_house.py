@@ -21,7 +21,7 @@ FLOORS = {
     "metrics": 2, "encoders": 2, "data": 2, "checkpoint": 2, "index": 2, "rowstore": 2, "sheet": 2,
     "model": 3, "features": 3, "eccv": 3,
     "inputs": 4, "start": 4, "official": 4, "protocols": 4,
-    "evaluate": 5, "rankings": 5,
+    "evaluate": 5, "rankings": 5, "check": 5,
     "trainer": 6,
     "experiment": 7, "benchmarks": 7,
     "demo": 8,

@@ -13,7 +13,7 @@ from avse import eccv
 from avse.data import PairDataset
 from avse.data.dataset import Skip
 from avse.metrics import retrieval_metrics
-from avse.protocols import Scored, fitting_protocols, measure, prepare
+from avse.protocols import Scored, fitting_protocols, measure, prepare, why_not
 from avse.texts import text_groups
 
 SMALL = 200
@@ -33,8 +33,8 @@ def make_scored(scores, dataset):
 
 
 def coco_sized(records=None):
-    """5,000 images with a caption each; 50 distinct texts keep the scores small."""
-    return make_dataset([f"text {i % 50}" for i in range(5000)], np.arange(5000), records)
+    """5,000 images with five captions each; 50 distinct texts keep the scores small."""
+    return make_dataset([f"text {i % 50}" for i in range(25000)], np.repeat(np.arange(5000), 5), records)
 
 
 def test_fitting_protocols(monkeypatch):
@@ -51,27 +51,43 @@ def test_fitting_protocols(monkeypatch):
 
 def test_coco_is_refused_on_other_sets():
     part = coco_sized().subset(range(4990))
-    with pytest.raises(ValueError, match=r"coco-1k is defined on the 5,000 .* test, has 4,990 images: take --protocol"):
+    with pytest.raises(ValueError, match=r"coco-1k is defined on 5,000 .* test, has 4,990 images: take another split"):
         prepare(["coco-1k"], part)
     part = replace(part, skipped=(Skip("a", "b"),) * 10)
     with pytest.raises(ValueError, match=r"4,990 images \(10 left out\)"):
         measure(make_scored(np.zeros((4990, 50)), part), "coco-5k")
-    with pytest.raises(ValueError, match="no protocol '1k'; there are plain, coco-5k, coco-1k, eccv"):
+    with pytest.raises(ValueError, match="no protocol '1k'; there are plain, flickr30k-1k, coco-5k, coco-1k, eccv"):
         prepare(["1k"], part)
+
+
+def test_fewer_than_five_captions_are_refused():
+    short = make_dataset(["t"] * 24999, np.repeat(np.arange(5000), 5)[1:])
+    with pytest.raises(ValueError, match=r"takes 5 captions an image; .* 1 images with fewer, as '00000.jpg' with 4"):
+        prepare(["coco-5k"], short)
+    assert "1 images with fewer" in why_not("coco-1k", short) and why_not("plain", short) == ""
+    flickr = coco_sized().subset(range(1000))
+    assert why_not("flickr30k-1k", flickr) == "" and "has 1,000 images" in why_not("coco-5k", flickr)
+
+
+def test_coco_that_lost_a_picture_says_what_is_not_measured(caplog):
+    records = [{"cocoid": i} for i in range(5000)]
+    part = replace(coco_sized(records).subset(range(4999)), skipped=(Skip("4999.jpg", "missing"),))
+    assert fitting_protocols(part) == ("plain",)
+    assert "plain alone: of COCO's 5000 images 1 cannot be used" in caplog.text
 
 
 def test_coco_takes_five_captions_an_image(caplog):
     caplog.set_level("INFO")
-    owners = np.sort(np.append(np.arange(5000), [7] * 6))
-    records = [{"caption_ids": list(range(7 if i == 7 else 1))} for i in range(5000)]
-    dataset = make_dataset([f"t {i}" for i in range(5006)], owners, records)
+    owners = np.sort(np.append(np.repeat(np.arange(5000), 5), [7] * 2))
+    records = [{"caption_ids": list(range(7 if i == 7 else 5))} for i in range(5000)]
+    dataset = make_dataset([f"t {i % 60}" for i in range(25002)], owners, records)
     cut = prepare(["coco-5k", "plain"], dataset)
-    assert cut.num_pairs == 5004 and cut.captions_of(7) == dataset.captions_of(7)[:5]
+    assert cut.num_pairs == 25000 and cut.captions_of(7) == dataset.captions_of(7)[:5]
     assert cut.records[7] == {"caption_ids": [0, 1, 2, 3, 4]}
-    assert "first 5 captions of an image: 2 of 5006 are left out" in caplog.text
+    assert "first 5 captions of an image are taken: 2 of 25002 are left out" in caplog.text
     assert prepare(["plain"], dataset) is dataset and prepare(["coco-1k"], cut) is cut
     with pytest.raises(ValueError, match="takes 5 captions an image"):
-        measure(make_scored(np.zeros((5000, 5006), np.float32), dataset), "coco-1k")
+        measure(make_scored(np.zeros((5000, 60), np.float32), dataset), "coco-1k")
 
 
 def test_coco_1k_is_the_mean_of_five_thousands_in_order():
@@ -81,16 +97,16 @@ def test_coco_1k_is_the_mean_of_five_thousands_in_order():
     whole, folds = measure(scored, "coco-5k", bootstrap=0), measure(scored, "coco-1k", bootstrap=20)
     parts = []
     for start in range(0, 5000, 1000):
-        rows = slice(start, start + 1000)
-        texts = dataset.captions[rows]
-        parts.append(retrieval_metrics(scored.scores[rows][:, scored.columns[rows]], np.arange(1000), texts=texts))
+        rows, own = slice(start, start + 1000), slice(5 * start, 5 * start + 5000)
+        matrix = scored.scores[rows][:, scored.columns[own]]
+        parts.append(retrieval_metrics(matrix, np.repeat(np.arange(1000), 5), texts=dataset.captions[own]))
     assert folds.rsum == pytest.approx(np.mean([part.rsum for part in parts]))
     aware = [part.duplicate_aware.t2i.r10 for part in parts]
     assert folds.duplicate_aware.t2i.r10 == pytest.approx(np.mean(aware))
     assert folds.i2t.median_rank == pytest.approx(np.mean([part.i2t.median_rank for part in parts]))
     assert folds.shared_texts == 1 and folds.interval and not whole.interval
     assert whole.meta == {"model": "m", "protocol": "coco-5k"} and folds.to_dict()["folds"] == 5
-    assert whole.rsum == retrieval_metrics(scored.scores[:, scored.columns], np.arange(5000)).rsum
+    assert whole.rsum == retrieval_metrics(scored.scores[:, scored.columns], dataset.text_to_image).rsum
 
 
 @pytest.fixture(scope="module")

@@ -19,12 +19,15 @@ from avse.metrics import RetrievalReport, retrieval_metrics, with_intervals
 
 log = logging.getLogger(__name__)
 
-COCO_IMAGES, COCO_CAPTIONS, COCO_FOLDS = 5000, 5, 5
+SIZES = {"flickr30k-1k": 1000, "coco-5k": 5000, "coco-1k": 5000}
+"""Protocol -> the number of images it is defined on."""
+CAPTIONS, COCO_FOLDS = 5, 5
 COCO_IDS = "baab55c72b3dfc21360e0ff4fda07f11c8318ef71296ecf0b1eaa4558a1dff05"
 """SHA-256 of the ids of Karpathy's test images, ascending, with a space between: val2017 has 5,000 images too."""
 PROTOCOLS: dict[str, str] = {
-    "plain": "all images of the split against all captions, such as Flickr30K 1K",
-    "coco-5k": "plain, on the 5,000 test images of COCO",
+    "plain": "all images of the split against all captions",
+    "flickr30k-1k": "plain, on the 1,000 test images of Flickr30K, five captions each",
+    "coco-5k": "plain, on the 5,000 test images of COCO, five captions each",
     "coco-1k": "the mean of five folds of 1,000 images, in order",
     "eccv": "coco-5k with ECCV Caption and CxC beside it",
 }
@@ -47,7 +50,12 @@ class Scored:
 
 def fitting_protocols(dataset: PairDataset) -> tuple[str, ...]:
     """Return the protocols that are measured when none is named: both of COCO on its test images, else plain."""
-    return ("coco-5k", "coco-1k") if _digest(dataset) == COCO_IDS else ("plain",)
+    if _digest(dataset) == COCO_IDS:
+        return "coco-5k", "coco-1k"
+    lacking = SIZES["coco-5k"] - dataset.num_images
+    if _digest(dataset) and 0 < lacking <= len(dataset.skipped):
+        log.warning("plain alone: of COCO's %d images %d cannot be used", SIZES["coco-5k"], lacking)
+    return ("plain",)
 
 
 def _digest(dataset: PairDataset) -> str:
@@ -57,40 +65,64 @@ def _digest(dataset: PairDataset) -> str:
 
 
 def prepare(names: Sequence[str], dataset: PairDataset) -> PairDataset:
-    """Return the data as the protocols take them, before anything is encoded: COCO's take five captions an image.
+    """Return the data as the protocols take them, before anything is encoded: the field's take five captions an image.
 
     Raises:
-        ValueError: an unknown name, other images than COCO's by number or ids, or what `eccv.check` refuses.
+        ValueError: an unknown name, other images than the protocol's by number or ids, fewer captions, or what
+            `eccv.check` refuses.
         ImportError: eccv without the package.
     """
     for name in names:
         if name not in PROTOCOLS:
             raise ValueError(f"no protocol {name!r}; there are {', '.join(PROTOCOLS)}")
-    if set(names) & {"coco-5k", "coco-1k", "eccv"}:
-        most = int(np.bincount(dataset.text_to_image).max())
-        if most > COCO_CAPTIONS:
-            every, dataset = dataset.num_pairs, dataset.first_captions(COCO_CAPTIONS)
-            log.info(
-                "the protocols of COCO take the first %d captions of an image: %d of %d are left out",
-                COCO_CAPTIONS,
-                every - dataset.num_pairs,
-                every,
-            )
+    if set(names) - {"plain"}:
+        dataset = _five_captions(dataset)
     for name in names:
-        if name.startswith("coco") and dataset.num_images != COCO_IMAGES:
-            left_out = f" ({len(dataset.skipped)} left out)" if dataset.skipped else ""
-            raise ValueError(
-                f"protocol {name} is defined on the {COCO_IMAGES:,} test images of COCO; {dataset.name}, split "
-                f"{dataset.split}, has {dataset.num_images:,} images{left_out}: take --protocol plain"
-            )
-        if name.startswith("coco") and _digest(dataset) not in ("", COCO_IDS):
-            raise ValueError(
-                f"protocol {name} is defined on Karpathy's test images of COCO; {dataset.name}, split {dataset.split}, "
-                "has as many, but others by their ids: take --protocol plain"
-            )
+        if name in SIZES:
+            _refuse_others(name, dataset)
         if name == "eccv":
             eccv.check(dataset)
     return dataset
+
+
+def why_not(name: str, dataset: PairDataset) -> str:
+    """Say why a protocol cannot be measured on a split, empty where it can."""
+    try:
+        prepare([name], dataset)
+    except (ValueError, ImportError) as error:
+        return str(error)
+    return ""
+
+
+def _five_captions(dataset: PairDataset) -> PairDataset:
+    if int(np.bincount(dataset.text_to_image).max()) <= CAPTIONS:
+        return dataset
+    cut = dataset.first_captions(CAPTIONS)
+    left, every = dataset.num_pairs - cut.num_pairs, dataset.num_pairs
+    log.info("the first %d captions of an image are taken: %d of %d are left out", CAPTIONS, left, every)
+    return cut
+
+
+def _refuse_others(name: str, dataset: PairDataset) -> None:
+    """Raise ValueError unless a protocol of the field is defined on a split."""
+    place = f"{dataset.name}, split {dataset.split}"
+    if dataset.num_images != SIZES[name]:
+        left_out = f" ({len(dataset.skipped)} left out)" if dataset.skipped else ""
+        raise ValueError(
+            f"protocol {name} is defined on {SIZES[name]:,} test images; {place}, has {dataset.num_images:,} images"
+            f"{left_out}: take another split, such as testall, or --protocol plain"
+        )
+    counts = np.bincount(dataset.text_to_image, minlength=dataset.num_images)
+    if few := np.flatnonzero(counts < CAPTIONS).tolist():
+        raise ValueError(
+            f"protocol {name} takes {CAPTIONS} captions an image; {place}, has {len(few):,} images with fewer, as "
+            f"{dataset.image_ids[few[0]]!r} with {counts[few[0]]}: mend its captions, or take --protocol plain"
+        )
+    if name.startswith("coco") and _digest(dataset) not in ("", COCO_IDS):
+        raise ValueError(
+            f"protocol {name} is defined on Karpathy's test images of COCO; {place}, has as many, but others by their "
+            "ids: take --protocol plain"
+        )
 
 
 def measure(
@@ -109,7 +141,7 @@ def measure(
     """
     dataset = scored.dataset
     if prepare([protocol], dataset) is not dataset:
-        raise ValueError(f"protocol {protocol} takes {COCO_CAPTIONS} captions an image: score what prepare() returns")
+        raise ValueError(f"protocol {protocol} takes {CAPTIONS} captions an image: score what prepare() returns")
     report = retrieval_metrics(
         scored.scores,
         dataset.text_to_image,

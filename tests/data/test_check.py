@@ -1,17 +1,17 @@
-"""avse.data.check and avse.data.claims: what is found of each layout, and which protocols it allows."""
+"""avse.check: what is found of each layout, and which protocols it allows."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from avse.data.check import check_dataset
-from avse.data.claims import protocols
+from avse.check import _why_not, check_dataset
+from avse.data import load_dataset
 from avse.data.dataset import PairDataset
+from avse.protocols import PROTOCOLS, prepare
 
 
 def made(count, captions=5, split="test", ids=False):
@@ -32,40 +32,56 @@ def made(count, captions=5, split="test", ids=False):
 
 
 def test_protocols_by_counts_and_ids():
-    assert protocols({"test": made(1_000)}) == {
-        "plain": "",
-        "flickr30k-1k": "",
-        "coco-5k": "5,000 images are wanted in 'test', 1,000 can be used",
-        "coco-1k": "5,000 images are wanted in 'test', 1,000 can be used",
-        "eccv": "5,000 images are wanted in 'test', 1,000 can be used",
-    }
-    coco = protocols({"test": made(5_000, captions=6, ids=True)}, "coco")
-    assert coco == dict.fromkeys(("plain", "coco-5k", "coco-1k", "eccv"), "") | {"flickr30k-1k": "the data is MS-COCO"}
-    without = protocols({"test": made(5_000)})
-    assert without["coco-5k"] == "" and "0 has none" in without["eccv"]
-    both = protocols({"test": made(1_000), "testall": made(5_000, split="testall")})
+    def why(parts):
+        return {name: _why_not(name, parts) for name in PROTOCOLS}
+
+    found = why({"test": made(1_000)})
+    assert found["plain"] == found["flickr30k-1k"] == ""
+    assert (
+        "is defined on 5,000 test images; made, split test, has 1,000"
+        in found["coco-5k"]
+        == found["coco-1k"].replace("coco-1k", "coco-5k")
+    )
+    coco = why({"test": made(5_000, captions=6)})
+    assert coco["coco-5k"] == coco["coco-1k"] == "" and "needs COCO's ids" in coco["eccv"]
+    assert "others by their ids" in why({"test": made(5_000, ids=True)})["coco-5k"]
+    both = why({"test": made(1_000), "testall": made(5_000, split="testall")})
     assert both["flickr30k-1k"] == both["coco-5k"] == ""
-    assert protocols({"test": made(5_000)}, "flickr30k")["coco-5k"] == "the data is Flickr30K"
-    assert "1,000 images have fewer, as 0 with 4" in protocols({"test": made(1_000, captions=4)})["flickr30k-1k"]
-    assert protocols({"val": made(2, split="val")})["plain"] == "no usable split 'test'; there is val"
-    short = made(5_000, ids=True)
-    records = ({**short.records[0], "caption_ids": [1]}, *short.records[1:])
-    assert "0 has none" in protocols({"test": replace(short, records=records)})["eccv"]
+    assert "1,000 images with fewer, as '0' with 4" in why({"test": made(1_000, captions=4)})["flickr30k-1k"]
+    assert why({"val": made(2, split="val")})["plain"] == "no usable split 'test'; there is val"
 
 
-def test_a_layout_that_claims_a_protocol_must_allow_it(karpathy, research, tmp_path):
-    report = check_dataset(karpathy())
-    assert report["layout"]["kind"] == "karpathy" and report["layout"]["family"] == "coco" and not report["ok"]
+def test_what_the_check_allows_is_what_evaluate_measures(karpathy):
+    """The names are those of --protocol, and the reasons those of its refusals."""
+    root = karpathy()
+    report = check_dataset(root)
+    assert list(report["protocols"]) == list(PROTOCOLS)
+    data = load_dataset(root, split="test")
+    for name, said in report["protocols"].items():
+        if said["runs"]:
+            assert prepare([name], data).num_images
+        else:
+            with pytest.raises(ValueError) as refusal:
+                prepare([name], data)
+            assert str(refusal.value) == said["why"]
+
+
+def test_a_protocol_that_is_claimed_must_be_possible(karpathy, research, tmp_path):
+    root = karpathy()
+    report = check_dataset(root)
+    assert report["layout"]["kind"] == "karpathy" and report["layout"]["family"] == "coco" and report["ok"]
     assert report["splits"]["train"] == {"images": 3, "captions": 15}
-    assert report["problems"] == [
-        f"{name} cannot be run: 5,000 images are wanted in 'test', 1 can be used" for name in ("coco-5k", "coco-1k")
-    ]
-    assert report["protocols"]["plain"] == {"runs": True, "why": ""}
     assert report["notes"] == ["1 images of restval are part of train, by the usual protocol"]
+    said = json.loads((root / "dataset_coco.json").read_text())
+    test = next(image for image in said["images"] if image["split"] == "test")
+    test["sentences"], test["sentids"] = test["sentences"][:4], test["sentids"][:4]
+    (root / "dataset_coco.json").write_text(json.dumps(said))
+    report = check_dataset(root)
+    assert not report["ok"] and "has 4 captions, 5 are wanted" in report["problems"][0]
     research()
     by_path, by_name = check_dataset(tmp_path / "f30k"), check_dataset("flickr30k", root=tmp_path)
     assert by_path["ok"] and not by_name["ok"]
-    assert by_name["problems"] == ["flickr30k-1k cannot be run: 1,000 images are wanted in 'test', 2 can be used"]
+    assert "flickr30k-1k cannot be run: protocol flickr30k-1k is defined on 1,000" in by_name["problems"][0]
 
 
 def test_missing_files_and_a_split_that_is_not_there(karpathy, coco):
@@ -131,7 +147,7 @@ def test_on_the_command_line(research, tmp_path, capsys):
     assert main(["data", "check", "flickr30k", "--root", str(tmp_path), "--quick"]) == 1
     said = capsys.readouterr().out
     assert "layout: research, by " in said and ", of flickr30k" in said
-    assert "protocol plain: yes" in said and "protocol coco-5k: no, the data is Flickr30K" in said
+    assert "protocol plain: yes" in said and "protocol coco-5k: no, protocol coco-5k is defined on 5,000" in said
     assert "problem: flickr30k-1k cannot be run" in said and said.rstrip().endswith("not usable as it is")
     for picture in (root / "images").iterdir():
         picture.unlink()

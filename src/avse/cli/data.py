@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
         _show(args, make_scenes(args.out, count=args.count, size=args.size, seed=args.seed, force=args.force))
         return 0
-    from avse.data.check import check_dataset
+    from avse.check import check_dataset
 
     report = check_dataset(args.path, root=args.root, quick=args.quick)
     if args.json:

@@ -32,7 +32,7 @@ class _Kind(NamedTuple):
 
 
 CAPTIONS = _Kind("captions", "captions.jsonl or captions.csv", captions.find, captions.accepts, captions.read)
-FOLDER = _Kind("image folder", "metadata.csv or dataset_dict.json", folders.find, folders.accepts, folders.read)
+FOLDER = _Kind("image folder", "metadata.csv, .jsonl or .parquet", folders.find, folders.accepts, folders.read)
 KINDS = (
     _Kind("karpathy", "dataset_*.json", karpathy.find, karpathy.accepts, karpathy.read),
     _Kind("research", "id_mapping.json", research.find, research.accepts, research.read),
@@ -214,12 +214,11 @@ def _layout(kind: _Kind, path: Path, root: Path | None) -> Layout:
     if root is not None and kind in (REGIONS, FOLDER):
         raise ValueError(f"{path}: root={root} has no use here: this layout has its pictures or features with it")
     family = {"dataset_flickr30k": "flickr30k", "dataset_coco": "coco"}.get(path.stem, "")
-    claimed = family != "" and kind.name == "karpathy"
     if kind.name == "coco":
         family = "coco"
     folder = path.resolve() if path.is_dir() else path.resolve().parent
     home = folder.parent if folder.name in ("annotations", "precomp") else folder
-    return Layout(kind.name, path, home.name, family, claimed, (path.parent, path.parent.parent), root)
+    return Layout(kind.name, path, home.name, family, False, (path.parent, path.parent.parent), root)
 
 
 def _places(layout: Layout, listing: Listing) -> list[Path]:

@@ -1,6 +1,6 @@
-"""What is wrong with a data set: every picture is decoded, and pictures that stand in two splits are found.
+"""What is wrong with a data set: every picture is decoded, pictures that stand in two splits are found.
 
-Says also which of the field's protocols can be run on it.
+Says also which of the field's protocols can be measured on it. Knows no model.
 """
 
 from __future__ import annotations
@@ -16,21 +16,24 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from avse.data.claims import CLAIMS, protocols
 from avse.data.dataset import SPLITS, FeatureRows, PairDataset, Skip
 from avse.data.layouts import Layout, find_layout, load_dataset, load_splits
 from avse.images import ImageError, read_image
+from avse.protocols import CAPTIONS, PROTOCOLS, why_not
 
 _THREADS = 2
 """A picture of 100 megapixels takes some 600 MB while it is decoded: no more at once."""
 _SAME_BY_DESIGN = {"test", "testall"}
+CLAIMS = {"flickr30k": ("flickr30k-1k",), "coco": ("coco-5k", "coco-1k")}
+"""What must be possible on data that is asked for as a family."""
 
 
 def check_dataset(name_or_path: str | Path, *, root: str | Path | None = None, quick: bool = False) -> dict[str, Any]:
     """Return a report on all splits of a data set.
 
-    ``ok`` is false where a protocol that the data claims cannot be run: of Flickr30K or MS-COCO, by a known name or by
-    that of Karpathy's file, the family's; of other data train, val or test without anything usable.
+    ``ok`` is false where a protocol that the data claims cannot be run: of data asked for as flickr30k or coco, theirs;
+    of other data train, val or test without anything usable, or a test image of Karpathy's files with fewer than five
+    captions.
 
     Keys: ``ok``, ``layout`` (``kind``, ``path``, ``family``), ``splits`` (name to ``images`` and ``captions``),
     ``notes``, ``skipped`` and ``duplicates`` (each a list of ``name`` and ``reason``; a duplicate has the same pixels
@@ -73,13 +76,14 @@ def check_dataset(name_or_path: str | Path, *, root: str | Path | None = None, q
 
 def _judge(layout: Layout, parts: dict[str, PairDataset]) -> dict[str, Any]:
     """Return the parts of the report that follow from what can be used."""
-    why = protocols(parts, layout.family)
+    why = {name: _why_not(name, parts) for name in PROTOCOLS}
     if layout.claimed:
         problems = [f"{name} cannot be run: {why[name]}" for name in CLAIMS[layout.family] if why[name]]
     else:
         what = "features" if any(part.features for part in parts.values()) else "picture"
         usable = {split for split, part in parts.items() if part.num_images}
         problems = [f"no usable {what} in split {split!r}" for split in SPLITS if split not in usable]
+        problems += _short(parts["test"]) if layout.family and "test" in usable else []
     names = [*SPLITS, *sorted(set(parts) - set(SPLITS))]
     counts = {name: (parts[name].num_images, parts[name].num_pairs) if name in parts else (0, 0) for name in names}
     return {
@@ -89,6 +93,20 @@ def _judge(layout: Layout, parts: dict[str, PairDataset]) -> dict[str, Any]:
         "protocols": {name: {"runs": not reason, "why": reason} for name, reason in why.items()},
         "problems": problems,
     }
+
+
+def _why_not(name: str, parts: dict[str, PairDataset]) -> str:
+    """Say why a protocol cannot be run; MS-COCO's 5,000 test images are those of testall where there is one."""
+    test = parts.get("testall" if name not in ("plain", "flickr30k-1k") and "testall" in parts else "test")
+    if test is None or not test.num_images:
+        return f"no usable split 'test'; there is {', '.join(split for split in parts if parts[split].num_images)}"
+    return why_not(name, test)
+
+
+def _short(test: PairDataset) -> list[str]:
+    counts = np.bincount(test.text_to_image, minlength=test.num_images)
+    few = np.flatnonzero(counts < CAPTIONS).tolist()
+    return [f"test image {test.image_ids[i]} has {counts[i]} captions, {CAPTIONS} are wanted" for i in few]
 
 
 def _twins(part: PairDataset, image_id: str, there: dict[str, str], quick: bool) -> Iterator[Skip]:
