@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from avse.checkpoint import CheckpointError
-from avse.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
+from avse.config import ImageEncoderConfig, ModelConfig, Recipe, TextEncoderConfig, apply_preset
 from avse.files import ManifestError
 from avse.images import ImageError
 from avse.model import AVSE
@@ -206,3 +206,23 @@ def test_the_encoders_that_ship_give_the_same_rows_alone_in_any_batch_and_order(
     found = model.encode_texts(texts)
     for text, row in zip(texts, found):
         assert np.abs(model.encode_texts(text) - row).max() < 1e-5
+
+
+def test_vse_plus_plus_is_the_cosine_of_means(tiny_vit_folder, tiny_bert_folder):
+    start = build(tiny_vit_folder, tiny_bert_folder).config
+    recipe = apply_preset(Recipe(model=start), "vse_plus_plus")
+    assert recipe.train.objective == "hinge" and recipe.train.hard_negative_start_epoch == 1
+    model = AVSE(recipe.model).eval()
+    pixels = torch.randn(2, 3, *model.image_encoder.pixels.size, generator=torch.Generator().manual_seed(0))
+    tokens = model.text_encoder.tokenize(["a red dog", "a cat on a beach near the river"])
+    with torch.no_grad():
+        image = torch.stack([model.image_head.project(row).mean(0) for row in model.image_encoder(pixels)])
+        head, texts = model.text_head, []
+        for row, mask in zip(model.text_encoder(tokens.input_ids, tokens.attention_mask), tokens.attention_mask):
+            real = row[mask.bool()]
+            texts.append(head.norm((head.project(real) + head.mlp(real)).mean(0)))
+        expected = torch.nn.functional.cosine_similarity(image[:, None], torch.stack(texts)[None], dim=-1)
+        found = model.similarity(
+            model.embed_pixels(pixels).numpy(), model.embed_tokens(tokens.input_ids, tokens.attention_mask).numpy()
+        )
+    assert np.abs(found - expected.numpy()).max() < 1e-5

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from avse.pooling import GPO, position_codes
+from avse.pooling import GPO, MeanPool, position_codes
 
 
 @pytest.fixture
@@ -100,3 +100,16 @@ def test_fast_sorted_sum_equals_torch_in_value_and_gradient(gpo):
     assert torch.allclose(fast[1].double(), gpo.linear.weight.grad, rtol=1e-3, atol=1e-5)
     with torch.no_grad():
         assert torch.allclose(gpo.float()(tokens), pooled, atol=1e-6)
+
+
+def test_the_mean_counts_valid_tokens_alone():
+    random = torch.Generator().manual_seed(0)
+    tokens = torch.randn(3, 5, 4, generator=random)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 0, 1, 0, 0], [0, 0, 0, 0, 1]]).bool()
+    found = MeanPool()(tokens, mask)
+    for row in range(3):
+        kept = [tokens[row, k] for k in range(5) if mask[row, k]]
+        torch.testing.assert_close(found[row], sum(kept) / len(kept))
+    torch.testing.assert_close(MeanPool()(tokens), sum(tokens[:, k] for k in range(5)) / 5)
+    with pytest.raises(ValueError, match="zero tokens"):
+        MeanPool()(tokens, torch.zeros(3, 5).bool())

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 
 from avse import files
-from avse.config import ConfigError, ModelConfig, Recipe, change
+from avse.config import ConfigError, ModelConfig, Recipe, Section, TrainConfig, change
 from avse.encoders import ImageEncoder, TextEncoder
 from avse.experiment import Measured, summarise, train_and_measure
 from avse.inputs import Inputs
 from avse.sampling import RadialBiasSampling, mean_overlap
 
 FULL = "full"
+SECTIONS: dict[str, type[Section]] = {"model": ModelConfig, "train": TrainConfig}
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,10 @@ def _weight_of(form: str) -> tuple[str, ...]:
 
 
 def variants_over(fields: Sequence[str]) -> list[Variant]:
-    """Return a row for every value of `section.key=a,b,c`.
+    """Return a row for every value of `section.key=a,b,c`, or of a name that one of model and train has alone.
 
     Raises:
-        ConfigError: text of another form.
+        ConfigError: text of another form, or a name without its section that neither or both have.
 
     >>> [variant.changes for variant in variants_over(["model.keep=0.3,0.5"])]
     [('model.keep=0.3',), ('model.keep=0.5',)]
@@ -93,6 +94,9 @@ def variants_over(fields: Sequence[str]) -> list[Variant]:
     rows = []
     for text in fields:
         key, sep, values = text.partition("=")
+        owners = [name for name, section in SECTIONS.items() if key.strip() in section.model_fields]
+        if "." not in key and len(owners) == 1:
+            key = f"{owners[0]}.{key.strip()}"
         if not sep or "." not in key or not all(value.strip() for value in values.split(",")):
             raise ConfigError(f"--over {text!r}: expected section.key=a,b,c, such as model.keep=0.3,0.5")
         rows += [
@@ -108,6 +112,7 @@ def run_ablation(
     splits: dict[str, Inputs],
     out: Path,
     seeds: int = 3,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Train the full model and every variant with each seed; return and write the table.
 
@@ -118,6 +123,7 @@ def run_ablation(
         splits: train, val and test, open. Epochs are chosen on val, figures are of test.
         out: folder of the results, a folder a training, and ablation.json.
         seeds: trainings a row, with seeds train.seed, train.seed + 1, ….
+        device: where the models are trained; the encoders are there already.
 
     Raises:
         ConfigError: a variant changes what does not exist or cannot be, or needs other encoders.
@@ -133,7 +139,7 @@ def run_ablation(
         for name, changed in rows.items():
             one = change(changed, [f"train.seed={seed}"])
             folder = out / f"{_folder_name(name)}-seed{seed}"
-            runs[name].append(train_and_measure(one, encoders, splits, folder, None))
+            runs[name].append(train_and_measure(one, encoders, splits, folder, None, device))
     table = {
         **summarise(runs),
         "changes": {f"{v.group}: {v.name}": list(v.changes) for v in variants},
@@ -142,11 +148,17 @@ def run_ablation(
         "seeds": list(range(first, first + seeds)),
         "data": {name: [part.dataset.num_images, part.dataset.num_pairs] for name, part in splits.items()},
         "dataset": splits["test"].dataset.name,
-        "resolution": encoders[0].pixels.size[0],
+        "input": _input(recipe, encoders[0]),
         "precision": splits["test"].images.precision,
     }
     files.write_json(out / "ablation.json", table)
     return table
+
+
+def _input(recipe: Recipe, encoder: ImageEncoder) -> str:
+    if recipe.model.image_encoder.source == "regions":
+        return f"{encoder.grid[1]} regions"
+    return f"{encoder.pixels.size[0]} px"
 
 
 def views_overlap(model: ModelConfig, grid: tuple[int, int]) -> float | None:
@@ -183,7 +195,7 @@ def table_lines(table: dict[str, Any]) -> list[str]:
         f"{name} {images:,} images, {texts:,} captions" for name, (images, texts) in table["data"].items()
     )
     lines.append(
-        f"{table['dataset']}: {counts}; {table['resolution']} px, {table['precision']}; figures of the test split, "
+        f"{table['dataset']}: {counts}; {table['input']}, {table['precision']}; figures of the test split, "
         f"epoch chosen on val, seeds {table['seeds']}"
     )
     return lines

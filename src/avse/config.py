@@ -143,6 +143,8 @@ class DataConfig(Section):
     """The picture folder, where it is not beside the caption file."""
     max_train_images: int | None = Field(None, ge=1)
     """At most so many training pictures, the first by hash of their id."""
+    max_val_images: int | None = Field(None, ge=2)
+    """At most so many validation pictures, likewise."""
     cache: str | None = None
     """Folder of the grids of frozen encoders; None: `.cache/avse` where grids can be cached."""
 
@@ -232,6 +234,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "train": {
             "epochs": 30,
+            "epoch_of": "pairs",
             "lr": 2e-4,
             "encoder_lr": 2e-5,
             "schedule": "step",
@@ -281,7 +284,8 @@ def apply_preset(recipe: Recipe, name: str) -> Recipe:
         if isinstance(widths.get(key), str):
             chosen = widths.get("embed_dim", model.embed_dim)
             widths[key] = chosen if key == "block_width" else words[widths[key]]
-    return Recipe(**_merge(recipe.model_dump(), changes))
+    changed: Recipe = parse(Recipe, _merge(recipe.model_dump(), changes))
+    return changed
 
 
 def load_recipe(

@@ -40,6 +40,7 @@ def train_and_measure(
     splits: dict[str, Inputs],
     folder: Path,
     model_folder: Path | None,
+    device: str = "cpu",
 ) -> Measured:
     """Train one system with one seed and measure it on the test split; a finished one is read from `folder`.
 
@@ -49,19 +50,20 @@ def train_and_measure(
         splits: train, val and test, open.
         folder: where the result is kept.
         model_folder: where the model is saved; None: not at all.
+        device: where the model is trained; the encoders are there already.
     """
     identity = {
         "model": recipe.model.model_dump(mode="json"),
         "train": recipe.train.model_dump(mode="json"),
         "data": {name: part.dataset.fingerprint() for name, part in splits.items()},
-        "pictures": splits["train"].images.content,
+        "pictures": {name: part.images.content for name, part in splits.items()},
         "text_encoder": encoders[1].fingerprint(),
     }
     done = _read(folder, identity)
     if done is not None and (model_folder is None or model_folder.exists()):
         return done
     torch.manual_seed(recipe.train.seed)
-    model = AVSE(recipe.model, image_encoder=encoders[0], text_encoder=encoders[1])
+    model = AVSE(recipe.model, image_encoder=encoders[0], text_encoder=encoders[1]).to(device)
     result = Trainer(model, recipe.train).fit(splits["train"], splits["val"])
     report = evaluate(model, splits["test"].dataset, inputs=splits["test"], bootstrap=0)
     if model_folder is not None:
@@ -128,7 +130,7 @@ def _read(folder: Path, identity: dict[str, Any]) -> Measured | None:
     if not path.is_file():
         return None
     values = json.loads(path.read_text("utf-8"))
-    if values["identity"] != json.loads(json.dumps(identity)):
+    if values.get("identity") != json.loads(json.dumps(identity)):
         return None
     ranks = [
         Ranks(**{name: np.array(column, np.int64) for name, column in values[key].items()})

@@ -63,7 +63,8 @@ def build_model(recipe: Recipe, captions: Sequence[str] | None = None, *, allow_
         model = AVSE(recipe.model.model_copy(update={"heads": "own", **sections}), allow_download=allow_download)
     else:
         model = AVSE.from_pretrained(folder, adapt=lambda saved: _adapted(recipe.model, saved, folder))
-    model.facts["init_from"] = f"{folder.resolve().name}@{model.fingerprint[:12]}"
+    kept = {name: value for name, value in model.facts.items() if name.startswith("logit_")}  # others were the start's
+    model.facts = {**kept, "init_from": f"{folder.resolve().name}@{model.fingerprint[:12]}"}
     return model
 
 

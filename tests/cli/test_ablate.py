@@ -36,10 +36,18 @@ def test_the_papers_rows_leave_out_one_part_each():
         paper_variants(change(recipe, ["model.num_views=1"]))
 
 
-@pytest.mark.parametrize("text", ["model.keep", "keep=0.3", "model.keep=0.3,,0.5", "=1,2"])
+@pytest.mark.parametrize("text", ["model.keep", "kep=0.3", "model.keep=0.3,,0.5", "=1,2"])
 def test_over_of_another_form_is_refused(text):
     with pytest.raises(ConfigError, match=r"expected section.key=a,b,c"):
         variants_over([text])
+
+
+def test_over_knows_whose_a_name_is():
+    assert [v.changes for v in variants_over(["keep=0.3,0.5", "lr=1e-4"])] == [
+        ("model.keep=0.3",),
+        ("model.keep=0.5",),
+        ("train.lr=1e-4",),
+    ]
 
 
 def test_overlap_of_views():
@@ -84,11 +92,34 @@ def test_the_table_is_made_of_its_trainings_and_finished_ones_are_read(avse, sce
     assert said.code == 0 and len(trained) == 7  # other settings: every row anew
 
 
+def test_regions_can_be_ablated(avse, tiny_bert_folder, tmp_path):
+    random = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 4), ("test", 4)):
+        np.save(tmp_path / f"{split}_ims.npy", random.standard_normal((count, 6, 10)).astype(np.float32))
+        (tmp_path / f"{split}_caps.txt").write_text("\n".join(f"a red dog {i}" for i in range(5 * count)))
+    settings = {
+        "model.image_encoder.source": "regions",
+        "model.image_encoder.width": 10,
+        "model.image_encoder.num_regions": 6,
+        "model.sampling": "groups",
+        "model.text_encoder.source": tiny_bert_folder,
+        "model.embed_dim": 16,
+        "model.block_width": 8,
+        "train.epochs": 1,
+    }
+    words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    said = avse("ablate", tmp_path, "--out", tmp_path / "out", "--seeds", 1, *words, "--over", "num_views=1,3")
+    assert said.code == 0, said.err
+    assert "6 regions" in said.out and "model.num_views: 3" in said.out
+
+
 def test_what_cannot_be_compared_is_refused(avse, scenes, tiny, tmp_path):
     words = ("ablate", scenes, "--out", tmp_path, "--cache", tmp_path / "cache", *tiny)
     said = avse(*words, "--set", "model.image_encoder.frozen=false")
     assert said.code == 1 and "ablations run on frozen features" in said.err
     said = avse(*words, "--over", "model.text_encoder.max_length=8,16")
     assert said.code == 1 and "the rows share frozen encoders" in said.err
+    said = avse(*words, "--set", "init_from=somewhere")
+    assert said.code == 1 and "leave init_from and ensemble out" in said.err
     said = avse(*words, "--over", "model.kep=0.3")
     assert said.code == 1 and "did you mean 'keep'" in said.err

@@ -42,32 +42,37 @@ def run(args: argparse.Namespace) -> int:
     from avse.ablate import paper_variants, run_ablation, table_lines, variants_over
     from avse.config import load_recipe
     from avse.data import load_dataset
-    from avse.inputs import can_cache, open_inputs
+    from avse.inputs import can_cache, open_inputs, reads_regions
     from avse.model import AVSE
 
     common.prepare_process()
     recipe = load_recipe(args.config or "ablation", args.set, args.preset)
+    if recipe.init_from or recipe.ensemble > 1:
+        raise ValueError("ablations train single models from the start: leave init_from and ensemble out of the recipe")
+    root, cache = args.root or recipe.data.root, args.cache or recipe.data.cache or ".cache/avse"
     variants = variants_over(args.over) if args.over else paper_variants(recipe)
     if args.only and not args.over:
         variants = [variant for variant in variants if variant.group in args.only]
     torch.manual_seed(recipe.train.seed)
-    model = AVSE(recipe.model).to(common.device_of(args))
-    if not can_cache(model, recipe.train.image_augment) or not model.text_encoder.frozen:
+    device = common.device_of(args)
+    model = AVSE(recipe.model).to(device)
+    fixed = can_cache(model, recipe.train.image_augment) or reads_regions(model)
+    if not fixed or not model.text_encoder.frozen:
         raise ValueError(
-            "ablations run on frozen features: set frozen to true for both encoders, sampling_stage to 'output' and "
-            "train.image_augment to false"
+            "ablations run on frozen features: set frozen to true for both encoders (bigru is always trained), "
+            "sampling_stage to 'output' and train.image_augment to false"
         )
     splits = {}
     for split in ("train", "val", "test"):
-        part = load_dataset(args.data, root=args.root, split=split)
+        part = load_dataset(args.data, root=root, split=split)
         if split == "train" and recipe.data.max_train_images:
             part = part.first_by_hash(recipe.data.max_train_images)
         common.tell(part)
-        splits[split] = open_inputs(model, part, cache=args.cache or ".cache/avse")
+        splits[split] = open_inputs(model, part, cache=cache)
         common.tell_skips(splits[split].images.skipped)
     encoders = (model.image_encoder, model.text_encoder)
     print(f"{len(variants) + 1} rows x {args.seeds} trainings", file=sys.stderr)
-    table = run_ablation(recipe, variants, encoders, splits, Path(args.out), args.seeds)
+    table = run_ablation(recipe, variants, encoders, splits, Path(args.out), args.seeds, device)
     if args.json:
         common.emit(table)
     else:

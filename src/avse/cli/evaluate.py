@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         nargs="+",
         metavar="MODEL",
-        help="a model folder, such as RUN/model of a run of avse train; several are measured in turn",
+        help="a model folder, such as RUN/model of a run of avse train; several are measured in turn. All of MODEL ... "
+        "DATA stand together, options before or after them",
     )
     parser.add_argument("data", metavar="DATA", help=common.DATA)
     parser.add_argument("--split", default="test", help="train, val, test or all (default: test)")
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     dataset = load_dataset(args.data, root=args.root, split=args.split)
     common.tell(dataset)
     protocols = list(dict.fromkeys(args.protocol or fitting_protocols(dataset)))
-    opened = _opened(first, members, prepare(protocols, dataset), args.cache)
+    opened = _opened(first, members, prepare(protocols, dataset), args.cache, protocols)
     if args.ensemble:
         _report(args, score(opened, args.batch_size), protocols)
         return 0
@@ -88,17 +89,23 @@ def _members(folders: Sequence[str], device: str) -> Iterator[tuple[AVSE, str]]:
 
 
 def _opened(
-    first: tuple[AVSE, str], others: Iterator[tuple[AVSE, str]], dataset: PairDataset, cache: str | None
+    first: tuple[AVSE, str],
+    others: Iterator[tuple[AVSE, str]],
+    dataset: PairDataset,
+    cache: str | None,
+    protocols: Sequence[str],
 ) -> Iterator[tuple[AVSE, Inputs, dict[str, Any]]]:
     """Open the split for each model."""
     from itertools import chain
 
     from avse.inputs import open_inputs
+    from avse.protocols import prepare
 
     for model, folder in chain([first], others):
         inputs = open_inputs(model, dataset, cache=cache)
         if model is first[0]:
             common.tell_skips(inputs.images.skipped)
+        prepare(protocols, inputs.dataset)  # a picture that cannot be decoded is told before anything is encoded
         yield model, inputs, {"model": folder}
 
 

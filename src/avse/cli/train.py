@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from avse.data import PairDataset
 
 RECIPE = "recipe.yaml"
+MOST_SCORES = 4 << 30
+"""Bytes of validation scores: COCO's 5,000 images need half a GiB."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,9 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", nargs="?", help=f"{common.DATA} (default: data.source)")
     parser.add_argument(
         "--out",
-        required=True,
-        help=f"folder for model/, checkpoint/, history.json, curves.png, run.json, {RECIPE}; "
-        "an ensemble has them in member-0/, member-1/, ...",
+        help=f"folder for model/, checkpoint/, history.json, curves.png, run.json, {RECIPE} (default: runs/ and the "
+        "recipe's name); an ensemble has them in member-0/, member-1/, ...",
     )
     common.add_recipe(parser)
     parser.add_argument("--root", help="the picture folder, where it is not beside the captions")
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from avse.data import load_dataset
 
     common.prepare_process()
-    recipe, out = _recipe(args), Path(args.out)
+    recipe, out = _recipe(args), Path(args.out or f"runs/{Path(args.config or 'train').stem}")
     members = _members(recipe, out)
     for _, folder in members:
         _refuse_to_replace(folder, args)
@@ -53,6 +54,13 @@ def run(args: argparse.Namespace) -> int:
     train, val = (load_dataset(source, root=root, split=split) for split in ("train", "val"))
     if recipe.data.max_train_images:
         train = train.first_by_hash(recipe.data.max_train_images)
+    if recipe.data.max_val_images:
+        val = val.first_by_hash(recipe.data.max_val_images)
+    if (size := 4 * val.num_images * val.num_pairs) > MOST_SCORES:
+        raise ValueError(
+            f"{val.num_images:,} validation images x {val.num_pairs:,} captions are {size / 2**30:.0f} GiB of scores "
+            f"an epoch, above {MOST_SCORES >> 30}: --set data.max_val_images=5000 takes a part of them"
+        )
     common.tell(train)
     common.tell(val)
     for member, folder in members:

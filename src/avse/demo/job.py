@@ -98,7 +98,9 @@ def run_demo(
                 kept = out / "model" if name == "avse" and seed == 0 else None
                 result = out / "systems" / f"{name}-seed{seed}"
                 runs[name].append(
-                    train_and_measure(recipe_for(folder.name, name, seed, epochs), encoders, splits, result, kept)
+                    train_and_measure(
+                        recipe_for(folder.name, name, seed, epochs), encoders, splits, result, kept, device
+                    )
                 )
     model = AVSE.from_pretrained(out / "model").to(device)
     with _timed(timings, "index"):
