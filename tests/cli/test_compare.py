@@ -80,7 +80,7 @@ def test_misuse_is_told_before_anything_is_read(avse, run_folder, scenes, tmp_pa
     for arguments, message in (
         (("--ensemble",), "name two or more before the data"),
         (("--save-rankings", tmp_path / "a.csv"), "kept as .npz or .parquet, not as '.csv'"),
-        (("--protocol", "coco-1k"), "coco-1k is defined on the 5,000 test images of COCO; scenes, split test, has 6"),
+        (("--protocol", "coco-1k"), "coco-1k is defined on 5,000 test images; scenes, split test, has 6"),
         (("--protocol", "eccv"), "needs "),
     ):
         said = avse("evaluate", model, scenes, *arguments)
