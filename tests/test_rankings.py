@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -190,3 +191,12 @@ def test_other_pairs_are_refused_by_what_differs():
     with pytest.raises(RankingsError, match="no protocol in common: plain against coco-1k"):
         compare(plain, folds)
     assert rankings.FORMAT == "avse rankings 1"
+
+
+def test_rows_of_features_are_compared_with_pictures_by_their_captions():
+    pictures, other = make(0)[2], make(1)[2]
+    rows = replace(other, image_ids=tuple(f"row-{i}" for i in range(len(other.image_ids))))
+    assert compare(pictures, rows) == compare(pictures, other)
+    moved = replace(rows, captions=(*rows.captions[:-1], "another"))
+    with pytest.raises(RankingsError, match="of the captions number"):
+        compare(pictures, moved)

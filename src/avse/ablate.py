@@ -16,7 +16,7 @@ import torch
 from avse import files
 from avse.config import ConfigError, ModelConfig, Recipe, Section, TrainConfig, change
 from avse.encoders import ImageEncoder, TextEncoder
-from avse.experiment import Measured, summarise, train_and_measure
+from avse.experiment import Measured, settings_there, summarise, train_and_measure
 from avse.inputs import Inputs
 from avse.sampling import RadialBiasSampling, mean_overlap
 
@@ -113,6 +113,7 @@ def run_ablation(
     out: Path,
     seeds: int = 3,
     device: str = "cpu",
+    force: bool = False,
 ) -> dict[str, Any]:
     """Train the full model and every variant with each seed; return and write the table.
 
@@ -124,9 +125,11 @@ def run_ablation(
         out: folder of the results, a folder a training, and ablation.json.
         seeds: trainings a row, with seeds train.seed, train.seed + 1, ….
         device: where the models are trained; the encoders are there already.
+        force: replace rows of other settings that lie in `out`.
 
     Raises:
         ConfigError: a variant changes what does not exist or cannot be, or needs other encoders.
+        FileExistsError: `out` holds a row of this name with other settings.
     """
     rows = {FULL: recipe} | {f"{v.group}: {v.name}": change(recipe, v.changes) for v in variants}
     for name, changed in rows.items():
@@ -135,11 +138,15 @@ def run_ablation(
             raise ConfigError(f"{name}: the rows share frozen encoders; compare encoders with avse train and compare")
     runs: dict[str, list[Measured]] = {name: [] for name in rows}
     first = recipe.train.seed
-    for seed in range(first, first + seeds):
-        for name, changed in rows.items():
-            one = change(changed, [f"train.seed={seed}"])
-            folder = out / f"{_folder_name(name)}-seed{seed}"
-            runs[name].append(train_and_measure(one, encoders, splits, folder, None, device))
+    planned = [
+        (name, change(changed, [f"train.seed={seed}"]), out / f"{_folder_name(name)}-seed{seed}")
+        for seed in range(first, first + seeds)
+        for name, changed in rows.items()
+    ]
+    if not force:
+        _refuse_other_settings(planned)
+    for name, one, folder in planned:
+        runs[name].append(train_and_measure(one, encoders, splits, folder, None, device))
     table = {
         **summarise(runs),
         "changes": {f"{v.group}: {v.name}": list(v.changes) for v in variants},
@@ -153,6 +160,15 @@ def run_ablation(
     }
     files.write_json(out / "ablation.json", table)
     return table
+
+
+def _refuse_other_settings(planned: Sequence[tuple[str, Recipe, Path]]) -> None:
+    for name, recipe, folder in planned:
+        there = settings_there(folder)
+        if there and there != [recipe.model.model_dump(mode="json"), recipe.train.model_dump(mode="json")]:
+            raise FileExistsError(
+                f"{folder} holds the row {name!r} with other settings: name another --out, or --force to replace it"
+            )
 
 
 def _input(recipe: Recipe, encoder: ImageEncoder) -> str:

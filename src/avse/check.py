@@ -68,7 +68,7 @@ def check_dataset(name_or_path: str | Path, *, root: str | Path | None = None, q
         read[split] = part if len(good) == part.num_images else part.subset(good)
     return {
         **_judge(layout, read),
-        "notes": list(dict.fromkeys(note for part in parts.values() for note in part.notes)),
+        "notes": list(dict.fromkeys(note for part in parts.values() for note in part.notes)) + _odd_splits(parts),
         "skipped": [asdict(skip) for skip in skipped],
         "duplicates": [asdict(duplicate) for duplicate in duplicates],
     }
@@ -84,6 +84,10 @@ def _judge(layout: Layout, parts: dict[str, PairDataset]) -> dict[str, Any]:
         usable = {split for split, part in parts.items() if part.num_images}
         problems = [f"no usable {what} in split {split!r}" for split in SPLITS if split not in usable]
         problems += _short(parts["test"]) if layout.family and "test" in usable else []
+    shapes = {split: part.features.open().shape[1:] for split, part in parts.items() if part.features}
+    if len(set(shapes.values())) > 1:
+        told = ", ".join(f"{split} {shape[0]} x {shape[1]}" for split, shape in shapes.items())
+        problems.append(f"the splits hold features of different shapes: {told}")
     names = [*SPLITS, *sorted(set(parts) - set(SPLITS))]
     counts = {name: (parts[name].num_images, parts[name].num_pairs) if name in parts else (0, 0) for name in names}
     return {
@@ -101,6 +105,15 @@ def _why_not(name: str, parts: dict[str, PairDataset]) -> str:
     if test is None or not test.num_images:
         return f"no usable split 'test'; there is {', '.join(split for split in parts if parts[split].num_images)}"
     return why_not(name, test)
+
+
+def _odd_splits(parts: dict[str, PairDataset]) -> list[str]:
+    usual = [*SPLITS, "testall"]
+    return [
+        f"split {split!r} is none of {', '.join(usual)}: its {part.num_images:,} images are not in any of them"
+        for split, part in parts.items()
+        if split not in usual
+    ]
 
 
 def _short(test: PairDataset) -> list[str]:

@@ -100,14 +100,19 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _blocks_divide(self) -> ModelConfig:
+        if self.heads == "avse":  # the width of a pair is known once it is opened
+            self.check_blocks()
+        return self
+
+    def check_blocks(self) -> None:
+        """Raise ConfigError unless C divides D."""
         if self.embed_dim % self.block_width:
             near = [c for c in range(1, self.embed_dim + 1) if self.embed_dim % c == 0]
             best = sorted(near, key=lambda c: abs(c - self.block_width))[:3]
-            raise ValueError(
+            raise ConfigError(
                 f"block_width {self.block_width} does not divide embed_dim {self.embed_dim}; "
                 f"the nearest widths that do are {', '.join(map(str, best))}"
             )
-        return self
 
     @model_validator(mode="after")
     def _views_can_be_chosen(self) -> ModelConfig:

@@ -51,7 +51,7 @@ def check(dataset: PairDataset, metrics: Any = None) -> None:
         if "cocoid" not in record or "caption_ids" not in record:
             raise ValueError(
                 f"protocol eccv needs COCO's ids of images and captions (cocoid, caption_ids); {place} has none for "
-                f"{dataset.image_ids[i]!r}: load COCO by its dataset_coco.json or captions_*.json"
+                f"{dataset.image_ids[i]!r}: load COCO by Karpathy's dataset_coco.json"
             )
         if (ids := len(record["caption_ids"])) != (captions := len(dataset.captions_of(i))):
             raise ValueError(f"{place}, {dataset.image_ids[i]!r}: {ids} caption_ids for {captions} captions")

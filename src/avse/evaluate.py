@@ -55,6 +55,8 @@ def evaluate(
     Raises:
         ValueError: the protocol is not defined on these data, or members of an ensemble read other pictures.
     """
+    if not isinstance(protocol, str):
+        raise TypeError(f"one protocol by its name is measured at a time, not {protocol!r}: call evaluate for each")
     part = prepare([protocol], inputs.dataset if inputs else dataset)
     if inputs and part is not inputs.dataset:
         inputs = select(inputs, part)

@@ -113,6 +113,15 @@ def _mean(protocols: list[Protocol], side: str) -> dict[str, float]:
     return {name: float(np.mean([part[name] for part in parts])) for name in names}
 
 
+def settings_there(folder: Path) -> list[Any] | None:
+    """Return the settings [model, train] of the training that a folder holds, None where it holds none."""
+    path = folder / "result.json"
+    if not path.is_file():
+        return None
+    identity = json.loads(path.read_text("utf-8")).get("identity", {})
+    return [identity.get("model"), identity.get("train")]
+
+
 def _write(folder: Path, identity: dict[str, Any], measured: Measured) -> None:
     values = {
         "identity": identity,

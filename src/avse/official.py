@@ -207,7 +207,7 @@ def import_official(
 
 def _unpickle(path: Path) -> Any:
     if not path.is_file():
-        raise FileNotFoundError(2, "no such file", str(path))
+        raise FileNotFoundError(2, "is a folder: name the file in it" if path.is_dir() else "no such file", str(path))
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # of pickle protocols that torch does not write itself

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ _BROKEN = (
     *(zipfile.BadZipFile, zlib.error),
 )
 """What reading a damaged file raises."""
+_ROW = re.compile(r"row-\d+")
 _MATCHES = ("plain", "duplicate_aware")
 _HITS = ("i2t_hits", "i2t_scores", "t2i_hits", "t2i_scores")
 _RANKS = ("i2t", "t2i", "i2t_optimistic", "t2i_optimistic")
@@ -187,8 +189,14 @@ def compare(first: Rankings, second: Rankings, *, resamples: int = 1000, confide
 
 
 def _difference(a: Rankings, b: Rankings) -> str:
-    """Say what differs between the pairs of two rankings; empty when nothing does."""
-    for what, ours, theirs in (("images", a.image_ids, b.image_ids), ("captions", a.captions, b.captions)):
+    """Say what differs between the pairs of two rankings; empty when nothing does.
+
+    Features without ids have rows only (row-0, row-1, …): then captions and their images alone must agree.
+    """
+    pairs = [("images", a.image_ids, b.image_ids), ("captions", a.captions, b.captions)]
+    if any(ids and all(map(_ROW.fullmatch, ids)) for ids in (a.image_ids, b.image_ids)):
+        pairs = [("images", ("",) * len(a.image_ids), ("",) * len(b.image_ids)), pairs[1]]
+    for what, ours, theirs in pairs:
         if len(ours) != len(theirs):
             splits = [f"{r.meta.get('dataset')}, split {r.meta.get('split')}" for r in (a, b)]
             return f"{len(ours):,} {what} ({splits[0]}) against {len(theirs):,} ({splits[1]})"

@@ -89,6 +89,8 @@ def test_the_table_is_made_of_its_trainings_and_finished_ones_are_read(avse, sce
             del row["training_seconds"]
     assert again == table  # the same seed, the same figures
     said = avse(*words, "--set", "train.lr=1e-4")
+    assert said.code == 1 and len(trained) == 1 and "holds the row 'full' with other settings" in said.err
+    said = avse(*words, "--set", "train.lr=1e-4", "--force")
     assert said.code == 0 and len(trained) == 7  # other settings: every row anew
 
 

@@ -42,12 +42,12 @@ def test_what_it_costs(avse):
     assert said.code == 0 and [line["name"] for line in said.json] == shipped_recipes()
     lines = {line["name"]: line for line in said.json}
     told = cost(load_recipe("flickr30k-swin224"))
-    assert lines["flickr30k-swin224"]["hours"] == round(told.hours(60), 1)
-    assert lines["flickr30k-swin224-ensemble"]["hours"] == round(2 * told.hours(60), 1)
+    assert lines["flickr30k-swin224"]["hours"] == round(told.hours(60), 2)
+    assert lines["flickr30k-swin224-ensemble"]["hours"] == round(2 * told.hours(60), 2)
     assert lines["flickr30k-swin224"]["images/s"] == round(128 * 60e12 / told.step_flops)
     assert lines["demo"]["hours"] is None and "not known" in lines["demo"]["how"]
     [fast] = avse("recipes", "flickr30k-swin224", "--cost", "--tflops", 120, "--json").json
-    assert fast["hours"] == round(told.hours(120), 1) and "computed, at 120 TFLOP/s" in fast["how"]
+    assert fast["hours"] == round(told.hours(120), 2) and "computed, at 120 TFLOP/s" in fast["how"]
     text = avse("recipes", "flickr30k-swin224", "--cost").out.splitlines()
     assert len(text) == 2 and f"{told.steps:,}" in text[1].split()
     with pytest.raises(SystemExit):

@@ -41,7 +41,7 @@ def test_nothing_is_replaced_unasked_and_a_stopped_run_goes_on(avse, scenes, tin
 
     monkeypatch.setattr(Trainer, "fit", stop)
     said = avse(*train)
-    assert said.code == 130 and said.lines[-1] == "avse train: interrupted"
+    assert said.code == 130 and said.lines[-1] == "avse train: interrupted; --resume goes on"
     monkeypatch.setattr(Trainer, "fit", fit)
     said = avse(*train)
     assert said.code == 1 and "holds a run that was stopped; --resume goes on" in said.err

@@ -154,3 +154,16 @@ def test_on_the_command_line(research, tmp_path, capsys):
     assert main(["data", "check", str(root)]) == 1
     assert "7 missing" in capsys.readouterr().err
     assert main(["data", "check", "coco", "--root", str(tmp_path / "no")]) == 1
+
+
+def test_what_a_script_would_not_notice_is_said(regions, research):
+    root = regions()
+    wide = np.load(root / "test_ims.npy")
+    np.save(root / "test_ims.npy", np.concatenate([wide, wide[:, :, :6]], axis=2))
+    report = check_dataset(root, quick=True)
+    assert not report["ok"] and report["problems"][-1].startswith("the splits hold features of different shapes: ")
+    root = research()
+    for file in ("ids", "caps"):
+        (root / f"dev_{file}.txt").rename(root / f"trian_{file}.txt")
+    report = check_dataset(root)
+    assert any(note.startswith("split 'trian' is none of train, val, test, testall") for note in report["notes"])

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from avse.checkpoint import CheckpointError
-from avse.config import ConfigError, ImageEncoderConfig, ModelConfig, TextEncoderConfig
+from avse.config import ConfigError, ImageEncoderConfig, ModelConfig, TextEncoderConfig, load_recipe
 from avse.encoders import EncoderError, build_image_encoder, build_text_encoder
 from avse.encoders.dual import pair_type
 from avse.encoders.dual_pixels import pair_pixels
 from avse.features import FeatureCache, text_tokens
 from avse.model import AVSE
-from avse.start import open_model
+from avse.start import build_model, open_model
 
 FAMILIES = ["clip", "siglip", "siglip2"]
 TEXTS = ["a red dog on a beach", "two cats.", "", "left of the large tree, 7 birds", "naïve 犬"]
@@ -256,6 +256,14 @@ def test_blocks(family, pair_folders, pictures):
     assert model.encode_images(pictures[:2]).shape == (2, 3 * dim // 8, 8)
     with pytest.raises(ConfigError, match="block_width 7 does not divide"):
         AVSE.from_dual_encoder(pair_folders[family], block_width=7)
+
+
+def test_a_recipe_may_ask_for_blocks_of_the_pairs_width(pair_folders):
+    """Whether C divides D is asked once the pair has told D, not of the default D = 512."""
+    recipe = load_recipe("clip", [f"init_from={pair_folders['clip']}", "model.block_width=12"])
+    assert build_model(recipe).num_text_blocks == 2  # D = 24
+    with pytest.raises(ConfigError, match="block_width 256 does not divide embed_dim 24; the nearest .* 24, 12, 8"):
+        build_model(load_recipe("clip", [f"init_from={pair_folders['clip']}"]))
 
 
 def test_saved_and_loaded_without_the_pair(family, pair_folders, pictures, tmp_path):

@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"avse {args.verb}: {_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"avse {args.verb}: interrupted", file=sys.stderr)
+        way = {"train": "; --resume goes on", "ablate": "; the same command goes on after the finished rows"}
+        print(f"avse {args.verb}: interrupted{way.get(args.verb, '')}", file=sys.stderr)
         return 130
 
 

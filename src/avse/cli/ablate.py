@@ -19,10 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", type=common.positive_int, default=3, help="trainings a row (default: 3)")
     common.add_recipe(parser)
-    parser.add_argument(
+    rows = parser.add_mutually_exclusive_group()
+    rows.add_argument(
         "--only", action="append", choices=GROUPS, metavar="GROUP", help=f"one of the paper's: {', '.join(GROUPS)}"
     )
-    parser.add_argument(
+    rows.add_argument(
         "--over",
         action="append",
         default=[],
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", help="the picture folder, where it is not beside the captions")
     parser.add_argument("--cache", help="folder of the cached grids (default: .cache/avse)")
     common.add_device(parser)
+    common.add_force(parser)
     common.add_json(parser)
 
 
@@ -51,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("ablations train single models from the start: leave init_from and ensemble out of the recipe")
     root, cache = args.root or recipe.data.root, args.cache or recipe.data.cache or ".cache/avse"
     variants = variants_over(args.over) if args.over else paper_variants(recipe)
-    if args.only and not args.over:
+    if args.only:
         variants = [variant for variant in variants if variant.group in args.only]
     torch.manual_seed(recipe.train.seed)
     device = common.device_of(args)
@@ -72,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         common.tell_skips(splits[split].images.skipped)
     encoders = (model.image_encoder, model.text_encoder)
     print(f"{len(variants) + 1} rows x {args.seeds} trainings", file=sys.stderr)
-    table = run_ablation(recipe, variants, encoders, splits, Path(args.out), args.seeds, device)
+    table = run_ablation(recipe, variants, encoders, splits, Path(args.out), args.seeds, device, args.force)
     if args.json:
         common.emit(table)
     else:

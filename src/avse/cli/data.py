@@ -85,4 +85,6 @@ def _show_report(report: dict[str, Any]) -> None:
             print(f"{what}: {len(report[key]):,} in all; --json lists every one")
     for name, said in report["protocols"].items():
         print(f"protocol {name}: {'yes' if said['runs'] else 'no, ' + said['why']}")
-    print("usable" if report["ok"] else "not usable as it is")
+    twice = len(report["duplicates"])
+    flatters = f", but {twice:,} stand in two splits, which flatters the figures" if twice else ""
+    print(f"usable{flatters}" if report["ok"] else "not usable as it is")

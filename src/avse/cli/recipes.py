@@ -71,6 +71,10 @@ def _what(recipe: Recipe) -> str:
     model = recipe.model
     sources = model.image_encoder.source, model.text_encoder.source
     image, text = (source.rstrip("/").rpartition("/")[2] for source in sources)
+    if model.heads == "own":
+        return (
+            f"{recipe.data.source or 'your data'}, a pair given by init_from, V/C {model.num_views}/{model.block_width}"
+        )
     if image == "regions":
         image = f"{model.image_encoder.num_regions} regions of {model.image_encoder.width}"
     members = f"{recipe.ensemble} models, " if recipe.ensemble > 1 else ""
@@ -89,7 +93,7 @@ def _costs(name: str, recipe: Recipe, tflops: float) -> dict[str, Any]:
         "trained": round(told.trained / 1e6, 1) if told else None,
         "TFLOP a step": round(told.step_flops / 1e12, 2) if told else None,
         "steps": told.steps * recipe.ensemble if told else None,
-        "hours": round(told.hours(tflops) * recipe.ensemble, 1) if told else None,
+        "hours": round(told.hours(tflops) * recipe.ensemble, 2) if told else None,
         "images/s": round(recipe.train.batch_size * tflops * 1e12 / told.step_flops) if told else None,
         "GiB": round(told.memory / 2**30, 1) if told else None,
         "how": f"computed, at {tflops:g} TFLOP/s" if told else "not known: its data or an encoder",

@@ -69,8 +69,19 @@ def run(args: argparse.Namespace) -> int:
         folders = [str(folder / "model") for _, folder in members]
         command = ["avse", "evaluate", *folders, source, *(["--root", root] if root else [])]
         command += ["--ensemble"] if len(members) > 1 else []
+        command += [] if _has_test(source, root) else ["--split", "val"]
         print(f"model{'s' if len(members) > 1 else ''} in {', '.join(folders)}; next: {shlex.join(command)}")
     return 0
+
+
+def _has_test(source: str, root: str | None) -> bool:
+    """Tell whether the data name a test split, such as COCO's own captions do not."""
+    from avse.data import load_dataset
+
+    try:
+        return load_dataset(source, root=root, split="test", check_images=False).num_images > 0
+    except ValueError:
+        return False
 
 
 def _train(

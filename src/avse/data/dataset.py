@@ -58,7 +58,8 @@ class FeatureRows:
             raise
         except Exception as error:  # numpy's reader of headers raises anything on damaged files
             raise ValueError(
-                f"{self.path}: no array file that can be mapped, {error}: save it by numpy.save"
+                f"{self.path}: no array file that can be mapped: it is cut off, or no plain array of numbers (pickled "
+                "objects are refused); save it anew by numpy.save as float32 or float16"
             ) from error
         if not isinstance(features, np.ndarray) or features.ndim != 3 or features.dtype.str not in FEATURE_TYPES:
             found = f"{features.shape} {features.dtype}" if isinstance(features, np.ndarray) else "an archive of arrays"

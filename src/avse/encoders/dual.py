@@ -44,6 +44,7 @@ def own_heads(
 
     Raises:
         EncoderError: The encoders are no pair, or the views cannot be had of it.
+        ConfigError: C does not divide the pair's width.
     """
     if not isinstance(image_encoder, DualImage) or not isinstance(text_encoder, DualText):
         raise EncoderError("heads 'own' are those of a pair (CLIP, SigLIP): AVSE.from_dual_encoder(FOLDER) builds one")
@@ -52,6 +53,7 @@ def own_heads(
             f"embed_dim {config.embed_dim}: the own heads of this pair give vectors of {image_encoder.dim} "
             f"(images) and {text_encoder.dim} (texts)"
         )
+    config.check_blocks()
     if config.sampling == "groups":
         raise EncoderError("sampling 'groups' is for regions and our heads: with heads 'own' use gumbel or nearest")
     stage = config.image_encoder.sampling_stage
