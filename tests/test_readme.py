@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
     make_scenes(folder / "my-pictures", count=40, size=64, seed=0)
     done = {}
     for command in next(b for b in blocks("sh") if "avse train" in b).strip().splitlines():
-        words = shlex.split(command)
+        words = shlex.split(command, comments=True)
         assert words[0] == "avse"
         if words[1] == "train":
             words += shlex.split(FAST)
