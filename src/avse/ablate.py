@@ -205,7 +205,7 @@ def table_lines(table: dict[str, Any]) -> list[str]:
         if name != FULL:
             other = table["differences"][f"{FULL}-{name}"]
             low, high = other["ci"]
-            line += f"   {-other['mean']:+6.1f} ({-high:+.1f} to {-low:+.1f}), {other['p']:.3f}"
+            line += f"   {0 - other['mean']:+6.1f} ({0 - high:+.1f} to {0 - low:+.1f}), {other['p']:.3f}"
         lines.append(line)
     counts = "; ".join(
         f"{name} {images:,} images, {texts:,} captions" for name, (images, texts) in table["data"].items()
