@@ -6,7 +6,7 @@ Knows no model, no engine and no file format. Letters as in the method: P image 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -118,6 +118,18 @@ class Store(Protocol):
 
     def flush(self) -> None:
         """Return when everything added or deleted is on the disk."""
+
+    def get(self, ids: Sequence[str]) -> tuple[list[str], Blocks, list[Payload]]:
+        """Return those of ``ids`` that are in the index, in the order asked, with blocks (n, P or Q, C) and payloads."""
+
+    def entries(self) -> Iterator[list[tuple[str, Payload]]]:
+        """Yield all ids with their payloads page by page, in memory that does not grow with the index."""
+
+    def verify(self) -> Iterator[str]:
+        """Read everything and yield a sentence for each damaged entry or file; nothing where all is whole."""
+
+    def compact(self) -> None:
+        """Give back the space of deleted and replaced entries."""
 
     def known(self, ids: Sequence[str]) -> set[str]:
         """Return those of ``ids`` that are in the index."""
