@@ -1,13 +1,14 @@
 """Ranks of the best match of every query, by counting: ties, shared texts and folds (method, section 5).
 
-A rank is the number of non-matches that stand before the best match, so nothing is sorted. Works on a matrix of scores;
-numpy alone. Knows neither recalls nor models.
+A rank is the number of non-matches that stand before the best match, so nothing is sorted. Works on a matrix of scores
+or on tiles of one that is never whole; numpy alone. Knows neither recalls nor models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -60,6 +61,38 @@ def fold_starts(images: int, folds: int) -> np.ndarray:
     return np.arange(folds, dtype=np.int64) * (images // folds)
 
 
+class Scores(Protocol):
+    """Scores (n, k) of images against columns that can be asked twice: for a few, and for all of them tile by tile."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return (n, k)."""
+
+    def at(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Return the scores of pairs, with the very bits that `tiles` has for them."""
+
+    def tiles(self) -> Iterator[tuple[slice, slice, np.ndarray]]:
+        """Yield every score once: images, columns, and their scores."""
+
+
+class Matrix:
+    """`Scores` that are there as a matrix."""
+
+    def __init__(self, scores: np.ndarray) -> None:
+        """Take (n, k) floats without NaN."""
+        self._scores, self.shape = scores, (scores.shape[0], scores.shape[1])
+
+    def at(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Look them up."""
+        return self._scores[rows, columns]
+
+    def tiles(self) -> Iterator[tuple[slice, slice, np.ndarray]]:
+        """Yield whole rows."""
+        for top in range(0, self.shape[0], ROWS):
+            part = self._scores[top : top + ROWS]
+            yield slice(top, top + len(part)), slice(0, self.shape[1]), part
+
+
 def count_ranks(
     scores: np.ndarray,
     text_to_image: np.ndarray,
@@ -67,7 +100,18 @@ def count_ranks(
     groups: np.ndarray | None = None,
     folds: int = 1,
 ) -> Ranks:
-    """Rank every query in the gallery of its fold.
+    """Rank every query in the gallery of its fold; `rank_scores` of a matrix, for one number of folds."""
+    return rank_scores(Matrix(scores), text_to_image, columns, groups, (folds,))[0]
+
+
+def rank_scores(
+    scores: Scores,
+    text_to_image: np.ndarray,
+    columns: np.ndarray,
+    groups: np.ndarray | None = None,
+    folds: Sequence[int] = (1,),
+) -> list[Ranks]:
+    """Rank every query in the gallery of its fold, for several numbers of folds in one pass over the scores.
 
     Args:
         scores: (n, k), image i against column c, floats without NaN.
@@ -75,60 +119,110 @@ def count_ranks(
         columns: (m,) int64, the column of each caption; captions that are one text may share it.
         groups: (m,) int64, the text of each caption: an image and a caption match when the image carries the
             caption's text. None: when the caption is the image's own.
-        folds: equal parts of the images, in order, with their captions.
+        folds: each a number of equal parts of the images, in order, with their captions.
+
+    Returns:
+        Ranks for each number of folds.
 
     Raises:
-        ValueError: the images cannot be cut into `folds`, or a fold holds no caption.
+        ValueError: the images cannot be cut into so many folds, or a fold holds no caption.
     """
-    starts = fold_starts(len(scores), folds)
-    if folds == 1:
-        return _rank(scores, text_to_image, columns, groups)
-    size = len(scores) // folds
-    i2t: list[tuple[np.ndarray, ...]] = []
+    cut = []
+    for number in folds:
+        starts = fold_starts(scores.shape[0], number)
+        size = scores.shape[0] // number
+        cut.append([_Gallery(start, start + size, text_to_image, columns, groups, number) for start in starts.tolist()])
+    every = [gallery for galleries in cut for gallery in galleries]
+    own = scores.at(*(np.concatenate(values) for values in zip(*(gallery.wanted for gallery in every))))
+    for gallery, part in zip(every, np.split(own, np.cumsum([len(gallery.images) for gallery in every])[:-1])):
+        gallery.set_bars(part)
+    for rows, across, tile in scores.tiles():
+        for gallery in every:
+            gallery.count(rows, across, tile)
+    return [_together(galleries, text_to_image) for galleries in cut]
+
+
+def _together(galleries: Sequence[_Gallery], text_to_image: np.ndarray) -> Ranks:
     t2i, t2i_optimistic = np.empty((2, len(text_to_image)), np.int64)
-    for start in starts.tolist():
-        texts = np.flatnonzero((text_to_image >= start) & (text_to_image < start + size))
-        if not len(texts):
-            raise ValueError(f"images {start} to {start + size - 1}, a fold of {folds}, have no caption")
-        used, own = np.unique(columns[texts], return_inverse=True)
-        part = _rank(
-            scores[start : start + size][:, used],
-            text_to_image[texts] - start,
-            own,
-            None if groups is None else groups[texts],
-        )
-        i2t.append((part.i2t, part.i2t_optimistic, part.image_of_query + start))
-        t2i[texts], t2i_optimistic[texts] = part.t2i, part.t2i_optimistic
+    i2t = []
+    for gallery in galleries:
+        worst, t2i[gallery.texts], best, t2i_optimistic[gallery.texts], queries = gallery.ranks()
+        i2t.append((worst, best, queries))
     worst, best, queries = (np.concatenate(values) for values in zip(*i2t))
+    starts = np.array([gallery.first for gallery in galleries], np.int64)
     return Ranks(worst, t2i, best, t2i_optimistic, queries, text_to_image, starts)
 
 
-def _rank(scores: np.ndarray, text_to_image: np.ndarray, columns: np.ndarray, groups: np.ndarray | None) -> Ranks:
-    """Rank in one gallery."""
-    n, width = scores.shape
-    captions = np.bincount(columns, minlength=width)
-    if groups is None:
-        pairs, pair, times = np.unique(text_to_image * width + columns, return_inverse=True, return_counts=True)
-        images, asked = pairs // width, pairs % width
-    else:
-        images, asked = _carriers(text_to_image, columns, groups)
-        times = captions[asked]
-    own = scores[images, asked]
-    best = np.full(n, -np.inf, scores.dtype)
-    np.maximum.at(best, images, own)
-    queries = np.unique(text_to_image)
-    # Matches that tie with the best one were counted too; no match stands above it.
-    tied = np.bincount(images, times * (own == best[images]), n).astype(np.int64)
-    if groups is None:  # a query of texts is a caption, whose only match is its image
-        rows, cells = _count(scores, best, captions, asked, own)
-        worst, above = (cells[0] - 1)[pair], cells[1][pair]
-    else:  # it is a column, with every image that carries its text
-        top = np.full(width, -np.inf, scores.dtype)
-        np.maximum.at(top, asked, own)
-        rows, cells = _count(scores, best, captions, np.arange(width), top)
-        ties = np.bincount(asked, own == top[asked], width).astype(np.int64)
-        worst, above = (cells[0] - ties)[columns], cells[1][columns]
-    return Ranks((rows[0] - tied)[queries], worst, rows[1][queries], above, queries, text_to_image)
+class _Gallery:
+    """Images first … last - 1 with their captions, ranked among themselves; numbers in it count from 0."""
+
+    def __init__(
+        self,
+        first: int,
+        last: int,
+        text_to_image: np.ndarray,
+        columns: np.ndarray,
+        groups: np.ndarray | None,
+        folds: int,
+    ) -> None:
+        self.first, self.last, self.size = first, last, last - first
+        self.texts = np.flatnonzero((text_to_image >= first) & (text_to_image < last))
+        if not len(self.texts) and folds > 1:
+            raise ValueError(f"images {first} to {last - 1}, a fold of {folds}, have no caption")
+        self.columns, self.own = np.unique(columns[self.texts], return_inverse=True)
+        self.image_of, self.grouped = text_to_image[self.texts] - first, groups is not None
+        width = max(1, len(self.columns))
+        self.captions = np.bincount(self.own, minlength=len(self.columns))
+        if groups is None:
+            pairs, self.pair, times = np.unique(
+                self.image_of * width + self.own, return_inverse=True, return_counts=True
+            )
+            self.images, self.asked, self.times = pairs // width, pairs % width, times
+        else:
+            self.images, self.asked = _carriers(self.image_of, self.own, groups[self.texts])
+            self.times = self.captions[self.asked]
+
+    @property
+    def wanted(self) -> tuple[np.ndarray, np.ndarray]:
+        """Images and columns of all matches."""
+        return self.images + self.first, self.columns[self.asked]
+
+    def set_bars(self, own: np.ndarray) -> None:
+        """Take the scores of the matches: the best of each query is its bar."""
+        best = np.full(self.size, -np.inf, own.dtype)
+        np.maximum.at(best, self.images, own)
+        # Matches that tie with the best one are counted too; no match stands above it.
+        self.tied = np.bincount(self.images, self.times * (own == best[self.images]), self.size).astype(np.int64)
+        if self.grouped:  # a query of texts is a column, with every image that carries its text
+            top = np.full(len(self.columns), -np.inf, own.dtype)
+            np.maximum.at(top, self.asked, own)
+            self.ties = np.bincount(self.asked, own == top[self.asked], len(top)).astype(np.int64)
+            self.counter = _Counter(best, self.captions, np.arange(len(top)), top)
+        else:  # it is a caption, whose only match is its image
+            self.counter = _Counter(best, self.captions, self.asked, own)
+
+    def count(self, rows: slice, across: slice, tile: np.ndarray) -> None:
+        """Count in that part of a tile that belongs here."""
+        top, bottom = max(rows.start, self.first), min(rows.stop, self.last)
+        low, high = np.searchsorted(self.columns, (across.start, across.stop)).tolist()
+        if top >= bottom or low == high:
+            return
+        part = tile[top - rows.start : bottom - rows.start]
+        if high - low < part.shape[1]:
+            chosen = self.columns[low:high] - across.start
+            whole = chosen[-1] - chosen[0] + 1 == len(chosen)
+            part = part[:, chosen[0] : chosen[-1] + 1] if whole else part[:, chosen]
+        self.counter.add(top - self.first, low, part)
+
+    def ranks(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return i2t and t2i ranks, the optimistic ones, and the images (of all) that are i2t queries."""
+        queries = np.unique(self.image_of)
+        rows, cells = self.counter.rows, self.counter.cells
+        if self.grouped:
+            worst, above = (cells[0] - self.ties)[self.own], cells[1][self.own]
+        else:
+            worst, above = (cells[0] - 1)[self.pair], cells[1][self.pair]
+        return (rows[0] - self.tied)[queries], worst, rows[1][queries], above, queries + self.first
 
 
 def _carriers(text_to_image: np.ndarray, columns: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -145,33 +239,45 @@ def _carriers(text_to_image: np.ndarray, columns: np.ndarray, groups: np.ndarray
     return np.repeat(image, repeats), column_of[np.repeat(firsts[text], repeats) + within]
 
 
-def _count(
-    scores: np.ndarray, row_bars: np.ndarray, weights: np.ndarray, asked: np.ndarray, bars: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Count what reaches and what passes a bar, in one pass over the scores.
+class _Counter:
+    """Counts what reaches and what passes a bar, tile by tile.
 
-    Args:
-        scores: (n, k).
-        row_bars: (n,) a bar a row.
-        weights: (k,) how often a column counts in a row.
-        asked: (q,) columns.
-        bars: (q,) a bar each.
-
-    Returns:
-        (2, n) columns of each row at or above, and above, its bar; (2, q) rows of each asked column likewise.
+    Attributes:
+        rows: (2, n) columns of each row at or above, and above, its bar.
+        cells: (2, q) rows of each asked column likewise.
     """
-    rows, cells = np.zeros((2, len(scores)), np.int64), np.zeros((2, len(asked)), np.int64)
-    uneven = np.flatnonzero(weights != 1)
-    every = len(asked) == scores.shape[1] and bool((asked == np.arange(len(asked))).all())
-    for start in range(0, len(scores), ROWS):
-        part = scores[start : start + ROWS]
-        seen = part if every else part[:, asked]
-        for row, cell, compare in zip(rows, cells, (np.greater_equal, np.greater)):
-            reached = compare(part, row_bars[start : start + ROWS, None])
-            counts = np.count_nonzero(reached, axis=1)
-            row[start : start + ROWS] = counts + reached[:, uneven] @ (weights[uneven] - 1)
-            cell += np.add.reduce(compare(seen, bars).view(np.uint8), axis=0, dtype=np.uint8)
-    return rows, cells
+
+    def __init__(self, row_bars: np.ndarray, weights: np.ndarray, asked: np.ndarray, bars: np.ndarray) -> None:
+        """Take a bar a row (n,), how often a column counts in a row (k,), asked columns (q,) and a bar each (q,)."""
+        self.row_bars, self.rows = row_bars, np.zeros((2, len(row_bars)), np.int64)
+        self.order = np.argsort(asked, kind="stable")
+        self.asked, self.bars = asked[self.order], bars[self.order]
+        self.sorted_cells = np.zeros((2, len(asked)), np.int64)
+        self.uneven = np.flatnonzero(weights != 1)
+        self.extra = weights[self.uneven] - 1
+
+    @property
+    def cells(self) -> np.ndarray:
+        """Return the counts of the asked columns in the order asked."""
+        cells = np.empty_like(self.sorted_cells)
+        cells[:, self.order] = self.sorted_cells
+        return cells
+
+    def add(self, top: int, left: int, tile: np.ndarray) -> None:
+        """Count a tile (a, b) that begins at row ``top`` and column ``left``."""
+        first, last = np.searchsorted(self.asked, (left, left + tile.shape[1])).tolist()
+        asked, bars = self.asked[first:last] - left, self.bars[first:last]
+        every = len(asked) == tile.shape[1] and bool((asked == np.arange(len(asked))).all())
+        begin, end = np.searchsorted(self.uneven, (left, left + tile.shape[1])).tolist()
+        uneven, extra = self.uneven[begin:end] - left, self.extra[begin:end]
+        for start in range(0, len(tile), ROWS):
+            part = tile[start : start + ROWS]
+            seen = part if every else part[:, asked]
+            here = slice(top + start, top + start + len(part))
+            for row, cell, compare in zip(self.rows, self.sorted_cells, (np.greater_equal, np.greater)):
+                reached = compare(part, self.row_bars[here, None])
+                row[here] += np.count_nonzero(reached, axis=1) + reached[:, uneven] @ extra
+                cell[first:last] += np.add.reduce(compare(seen, bars).view(np.uint8), axis=0, dtype=np.uint8)
 
 
 def first_k(scores: np.ndarray, k: int, last: np.ndarray | None = None) -> np.ndarray:

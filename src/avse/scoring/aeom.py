@@ -1,6 +1,7 @@
 """AEOM, the asymmetric embedding optimal matching: S(I, T) = Σ_j max_i <v_i, t_j> (method, section 3).
 
-The definition, for numpy and for torch. Torch is touched only when a torch tensor comes in. Knows no model.
+The definition, for numpy and for torch on any device, with gradients; float32 on the CPU without gradients goes by
+`avse.scoring.tiles`. Torch is touched only when a torch tensor comes in. Knows no model.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from avse.scoring.tiles import Precision, score_tiles
+
 if TYPE_CHECKING:
     import torch
 
@@ -17,8 +20,8 @@ if TYPE_CHECKING:
 else:
     Blocks = TypeVar("Blocks")
 
-TILE = (256, 512)
-"""Images and text blocks of one tile, whose running maximum (half a MiB in float32) stays in the cache."""
+TILE = {"cpu": (256, 512), "other": (2048, 8192)}
+"""Images and text blocks of one tile of the definition: what a running maximum on the way holds."""
 
 
 class BlockMatches(NamedTuple):
@@ -30,7 +33,7 @@ class BlockMatches(NamedTuple):
     """(n, m, Q) its cosine; their sum over Q is S."""
 
 
-def _check_blocks(images: Any, texts: Any) -> None:
+def check_blocks(images: Any, texts: Any) -> None:
     """Raise ValueError unless the shapes are (n, P, C) and (m, Q, C)."""
     if images.ndim != 3 or texts.ndim != 3 or images.shape[2] != texts.shape[2]:
         raise ValueError(
@@ -40,30 +43,66 @@ def _check_blocks(images: Any, texts: Any) -> None:
         raise ValueError(f"no blocks: images have {images.shape[1]}, texts {texts.shape[1]}; both need at least one")
 
 
-def aeom(images: Blocks, texts: Blocks) -> Blocks:
+def aeom(images: Blocks, texts: Blocks, precision: Precision = "fp32") -> Blocks:
     """Score every image against every text: S = Σ_j max_i <v_i, t_j>.
 
     Args:
         images: (n, P, C), unit blocks, numpy or torch.
         texts: (m, Q, C), unit blocks, of the same kind.
+        precision: "fp32" keeps the type of the input; "bf16" multiplies float32 input in bfloat16, where that is faster
+            here: twice as fast, error of a score below 0.004.
 
     Returns:
         (n, m) scores in [-Q, Q], of the same kind; differentiable in torch.
 
     Raises:
-        ValueError: for other shapes.
+        ValueError: for other shapes or another precision.
 
     >>> image = np.array([[[1.0, 0.0], [0.0, 1.0]]])           # one image, two blocks
     >>> text = np.array([[[1.0, 0.0], [0.6, 0.8]]])            # one text, two blocks
     >>> aeom(image, text).tolist()                             # 1 from the first block, 0.8 from the second
     [[1.8]]
     """
-    _check_blocks(images, texts)
+    check_blocks(images, texts)
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"precision {precision!r}: a matrix is computed in fp32 or bf16 (int8 is for topk)")
+    plain = plain_arrays(images, texts)
+    if plain is not None:
+        scores = np.empty((len(images), len(texts)), np.float32)
+        for rows, columns, tile in score_tiles(*plain, precision):
+            scores[rows, columns] = tile
+        return scores if isinstance(images, np.ndarray) else sys.modules["torch"].from_numpy(scores)
+    if precision == "bf16" and not isinstance(images, np.ndarray):
+        torch = sys.modules["torch"]
+        return _generic(images.to(torch.bfloat16), texts.to(torch.bfloat16)).to(images.dtype)
+    return _generic(images, texts)
+
+
+def plain_arrays(images: Any, texts: Any) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return both as numpy arrays, without a copy, where they are float32 in main memory and need no gradient."""
+    found = []
+    for blocks in (images, texts):
+        if not isinstance(blocks, np.ndarray):
+            torch = sys.modules["torch"]
+            if blocks.device.type != "cpu" or (blocks.requires_grad and torch.is_grad_enabled()):
+                return None
+            blocks = blocks.detach().float().numpy() if blocks.dtype in (torch.bfloat16, torch.float16) else blocks
+            blocks = blocks if isinstance(blocks, np.ndarray) else blocks.detach().numpy()
+        if blocks.dtype != np.float32:
+            return None
+        found.append(blocks)
+    return found[0], found[1]
+
+
+def _generic(images: Any, texts: Any) -> Any:
+    """Score on any device, in any type, with gradients."""
     join = np.concatenate if isinstance(images, np.ndarray) else sys.modules["torch"].cat
-    width = max(1, TILE[1] // texts.shape[1])
+    on_cpu = isinstance(images, np.ndarray) or images.device.type == "cpu"
+    step, width = TILE["cpu" if on_cpu else "other"]
+    width = max(1, width // texts.shape[1])
     rows = []
-    for start in range(0, max(1, len(images)), TILE[0]):
-        part = images[start : start + TILE[0]]
+    for start in range(0, max(1, len(images)), step):
+        part = images[start : start + step]
         tiles = [_tile(part, texts[left : left + width]) for left in range(0, max(1, len(texts)), width)]
         rows.append(tiles[0] if len(tiles) == 1 else join(tiles, 1))
     return rows[0] if len(rows) == 1 else join(rows, 0)
@@ -93,7 +132,7 @@ def block_matches(images: Blocks, texts: Blocks) -> BlockMatches:
     >>> match.blocks.tolist(), match.scores.tolist()
     ([[[1, 1]]], [[[1.0, 0.8]]])
     """
-    _check_blocks(images, texts)
+    check_blocks(images, texts)
     flat = images.reshape(-1, images.shape[2]) @ texts.reshape(-1, texts.shape[2]).T
     grid = flat.reshape(images.shape[0], images.shape[1], texts.shape[0], texts.shape[1])
     if isinstance(grid, np.ndarray):

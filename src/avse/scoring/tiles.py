@@ -1,0 +1,161 @@
+"""Scores tile by tile on the CPU: never the whole matrix, in float32, bfloat16 or int8 (method, section 3).
+
+A tile is a few hundred images against a thousand texts. For each pair of an image block and a text block one matrix
+product goes into a buffer that stays in the cache, a running maximum over the image blocks follows, then the sum over
+the text blocks.
+float32 goes through numpy; the others through torch, which is loaded only then. Knows no model and no index.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avse.scoring.int8 import Quantised
+
+Precision = Literal["fp32", "bf16", "int8"]
+PRECISIONS = ("fp32", "bf16", "int8")
+TILE = {"fp32": (256, 1024), "bf16": (512, 1024), "int8": (512, 1024)}
+"""Images and texts of a tile."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side's blocks, block outermost and cut into tiles."""
+
+    length: int
+    part: Callable[[int, int], Any]
+    """(first, last) -> (blocks, rows, C) of images, (blocks, C, columns) of texts."""
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """The three steps of a tile for one kind of number."""
+
+    multiply: Callable[..., Any]
+    larger: Callable[..., Any]
+    empty: Callable[[tuple[int, int], bool], Any]
+    """(shape, of the sum) -> buffer."""
+
+
+def score_tiles(
+    images: NDArray[np.float32] | Quantised,
+    texts: NDArray[np.float32] | Quantised,
+    precision: Precision = "fp32",
+    only: Callable[[int, int], bool] = lambda image, text: True,
+) -> Iterator[tuple[slice, slice, NDArray[Any]]]:
+    """Yield the score matrix in tiles, texts in the outer loop.
+
+    Args:
+        images: (n, P, C) float32; `Quantised` for int8.
+        texts: (m, Q, C) float32; `Quantised` for int8.
+        precision: how products are computed. int8 gives whole numbers, to be multiplied by both steps.
+        only: tells by the first image and the first text of a tile whether it is wanted.
+
+    Yields:
+        Images, texts, and their scores (float32, or int32) in a buffer that the next tile overwrites. Equal arguments
+        give the same tiles with the same bits.
+    """
+    rows, columns, arithmetic = _SIDES[precision](images, texts)
+    step, width = TILE[precision]
+    buffers: dict[tuple[int, int], tuple[Any, Any, Any]] = {}
+    for left in range(0, columns.length, width):
+        right = min(left + width, columns.length)
+        part = None
+        for top in range(0, rows.length, step):
+            if not only(top, left):
+                continue
+            bottom = min(top + step, rows.length)
+            part = columns.part(left, right) if part is None else part
+            shape = bottom - top, right - left
+            if shape not in buffers:
+                buffers[shape] = tuple(arithmetic.empty(shape, of_sum) for of_sum in (False, False, True))
+            tile = _tile(rows.part(top, bottom), part, arithmetic, *buffers[shape])
+            yield slice(top, bottom), slice(left, right), np.asarray(tile)
+
+
+def _tile(images: Any, texts: Any, arithmetic: Arithmetic, best: Any, other: Any, total: Any) -> Any:
+    """Score (P, a, C) against (Q, C, b) into ``total`` (a, b)."""
+    for number, text in enumerate(texts):
+        arithmetic.multiply(images[0], text, out=best)
+        for image in images[1:]:
+            arithmetic.multiply(image, text, out=other)
+            arithmetic.larger(best, other, out=best)
+        if number:
+            total += best
+        else:
+            total[:] = best
+    return total
+
+
+def _float32(images: Any, texts: Any) -> tuple[Side, Side, Arithmetic]:
+    outermost = images.transpose(1, 0, 2)
+    return (
+        Side(len(images), lambda first, last: outermost[:, first:last]),
+        Side(len(texts), lambda first, last: np.ascontiguousarray(texts[first:last].transpose(1, 2, 0))),
+        Arithmetic(np.matmul, np.maximum, lambda shape, of_sum: np.empty(shape, np.float32)),
+    )
+
+
+def _bfloat16(images: Any, texts: Any) -> tuple[Side, Side, Arithmetic]:
+    if not fast("bf16"):
+        return _float32(images, texts)
+    import torch
+
+    def part(blocks: Any, order: tuple[int, ...]) -> Callable[[int, int], Any]:
+        return lambda first, last: (
+            torch.from_numpy(blocks[first:last]).permute(1, 0, 2).to(torch.bfloat16).contiguous().permute(order)
+        )
+
+    def empty(shape: tuple[int, int], of_sum: bool) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch.float32 if of_sum else torch.bfloat16)
+
+    sides = Side(len(images), part(images, (0, 1, 2))), Side(len(texts), part(texts, (0, 2, 1)))
+    return *sides, Arithmetic(torch.mm, torch.maximum, empty)
+
+
+def _int8(images: Quantised, texts: Quantised) -> tuple[Side, Side, Arithmetic]:
+    import torch
+
+    pictures, sentences = torch.from_numpy(images.values), torch.from_numpy(texts.values).transpose(1, 2)
+    return (
+        Side(len(images), lambda first, last: pictures[:, first:last]),
+        Side(len(texts), lambda first, last: sentences[:, :, first:last]),
+        Arithmetic(torch._int_mm, torch.maximum, lambda shape, of_sum: torch.empty(shape, dtype=torch.int32)),
+    )
+
+
+_SIDES: dict[str, Callable[[Any, Any], tuple[Side, Side, Arithmetic]]] = {
+    "fp32": _float32,
+    "bf16": _bfloat16,
+    "int8": _int8,
+}
+
+
+@functools.lru_cache
+def fast(precision: Precision) -> bool:
+    """Tell whether this processor multiplies matrices of ``precision`` faster than float32: measured once, in a moment.
+
+    Processors without the instructions (AVX-512 VNNI and BF16, AMX, …) are tens of times slower, and float32 is more
+    exact anyway.
+    """
+    import torch
+
+    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
+    seconds = {}
+    for kind in ("fp32", precision):
+        blocks = torch.ones(256, 256, dtype=kinds[kind])
+        multiply = torch._int_mm if kind == "int8" else torch.mm
+        times = []
+        for _ in range(4):
+            started = time.perf_counter()
+            multiply(blocks, blocks)
+            times.append(time.perf_counter() - started)
+        seconds[kind] = min(times)
+    return precision == "fp32" or seconds[precision] < seconds["fp32"]
