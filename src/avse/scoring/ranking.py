@@ -14,7 +14,7 @@ import numpy as np
 
 from avse.ranks import Ranks, rank_scores
 from avse.scoring.aeom import check_blocks, plain_arrays
-from avse.scoring.tiles import TILE, Precision, score_tiles
+from avse.scoring.tiles import Precision, score_tiles, tile_shape
 
 
 @overload
@@ -98,7 +98,7 @@ class _Streamed:
 
     def at(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """Compute the tiles that hold the pairs."""
-        height, width = TILE[self._precision]
+        height, width = tile_shape(*self.shape, self._texts.shape[1], self._precision)
         across = self.shape[1] // width + 1
         tile_of = rows // height * across + columns // width
         order = np.argsort(tile_of, kind="stable")

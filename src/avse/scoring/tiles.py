@@ -1,8 +1,8 @@
 """Scores tile by tile on the CPU: never the whole matrix, in float32, bfloat16 or int8 (method, section 3).
 
-A tile is a few hundred images against a thousand texts. For each pair of an image block and a text block one matrix
-product goes into a buffer that stays in the cache, a running maximum over the image blocks follows, then the sum over
-the text blocks.
+A tile is some hundred images against some hundred texts. For each image block one matrix product with all text blocks
+of the tile goes into a buffer that stays in the cache, a running maximum over the image blocks follows, then the sum
+over the text blocks.
 float32 goes through numpy; the others through torch, which is loaded only then. Knows no model and no index.
 """
 
@@ -22,7 +22,9 @@ from avse.scoring.int8 import Quantised
 Precision = Literal["fp32", "bf16", "int8"]
 PRECISIONS = ("fp32", "bf16", "int8")
 TILE = {"fp32": (256, 1024), "bf16": (512, 1024), "int8": (512, 1024)}
-"""Images and texts of a tile."""
+"""Images and text blocks of a tile, where there are so many texts."""
+_MOST_IMAGES = 4096
+"""Images of a tile against a few texts."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,9 @@ class Side:
     """One side's blocks, block outermost and cut into tiles."""
 
     length: int
+    blocks: int
     part: Callable[[int, int], Any]
-    """(first, last) -> (blocks, rows, C) of images, (blocks, C, columns) of texts."""
+    """(first, last) -> (blocks, images, C), or (C, blocks x texts)."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,14 @@ class Arithmetic:
     larger: Callable[..., Any]
     empty: Callable[[tuple[int, int], bool], Any]
     """(shape, of the sum) -> buffer."""
+
+
+def tile_shape(images: int, texts: int, text_blocks: int, precision: Precision) -> tuple[int, int]:
+    """Return how many images and texts a tile has, of n images and m texts of Q blocks."""
+    rows, columns = TILE[precision]
+    width = max(1, columns // text_blocks)
+    most = max(rows, min(_MOST_IMAGES, rows * columns // max(1, texts * text_blocks)))
+    return (most, max(1, texts)) if texts <= width else (rows, width)
 
 
 def score_tiles(
@@ -63,7 +74,7 @@ def score_tiles(
         give the same tiles with the same bits.
     """
     rows, columns, arithmetic = _SIDES[precision](images, texts)
-    step, width = TILE[precision]
+    step, width = tile_shape(rows.length, columns.length, columns.blocks, precision)
     buffers: dict[tuple[int, int], tuple[Any, Any, Any]] = {}
     for left in range(0, columns.length, width):
         right = min(left + width, columns.length)
@@ -75,30 +86,30 @@ def score_tiles(
             part = columns.part(left, right) if part is None else part
             shape = bottom - top, right - left
             if shape not in buffers:
-                buffers[shape] = tuple(arithmetic.empty(shape, of_sum) for of_sum in (False, False, True))
+                product = shape[0], shape[1] * columns.blocks
+                buffers[shape] = (*(arithmetic.empty(product, False) for _ in range(2)), arithmetic.empty(shape, True))
             tile = _tile(rows.part(top, bottom), part, arithmetic, *buffers[shape])
             yield slice(top, bottom), slice(left, right), np.asarray(tile)
 
 
 def _tile(images: Any, texts: Any, arithmetic: Arithmetic, best: Any, other: Any, total: Any) -> Any:
-    """Score (P, a, C) against (Q, C, b) into ``total`` (a, b)."""
-    for number, text in enumerate(texts):
-        arithmetic.multiply(images[0], text, out=best)
-        for image in images[1:]:
-            arithmetic.multiply(image, text, out=other)
-            arithmetic.larger(best, other, out=best)
-        if number:
-            total += best
-        else:
-            total[:] = best
+    """Score (P, a, C) against (C, Q b) into ``total`` (a, b)."""
+    arithmetic.multiply(images[0], texts, out=best)
+    for image in images[1:]:
+        arithmetic.multiply(image, texts, out=other)
+        arithmetic.larger(best, other, out=best)
+    width = total.shape[1]
+    total[:] = best[:, :width]
+    for left in range(width, best.shape[1], width):
+        total += best[:, left : left + width]
     return total
 
 
 def _float32(images: Any, texts: Any) -> tuple[Side, Side, Arithmetic]:
-    outermost = images.transpose(1, 0, 2)
+    outermost, width = images.transpose(1, 0, 2), texts.shape[2]
     return (
-        Side(len(images), lambda first, last: outermost[:, first:last]),
-        Side(len(texts), lambda first, last: np.ascontiguousarray(texts[first:last].transpose(1, 2, 0))),
+        Side(len(images), images.shape[1], lambda first, last: outermost[:, first:last]),
+        Side(len(texts), texts.shape[1], lambda first, last: texts[first:last].transpose(2, 1, 0).reshape(width, -1)),
         Arithmetic(np.matmul, np.maximum, lambda shape, of_sum: np.empty(shape, np.float32)),
     )
 
@@ -108,25 +119,26 @@ def _bfloat16(images: Any, texts: Any) -> tuple[Side, Side, Arithmetic]:
         return _float32(images, texts)
     import torch
 
-    def part(blocks: Any, order: tuple[int, ...]) -> Callable[[int, int], Any]:
-        return lambda first, last: (
-            torch.from_numpy(blocks[first:last]).permute(1, 0, 2).to(torch.bfloat16).contiguous().permute(order)
-        )
+    def part(blocks: Any, first: int, last: int) -> torch.Tensor:
+        return torch.from_numpy(blocks[first:last]).permute(1, 0, 2).to(torch.bfloat16).contiguous()
 
     def empty(shape: tuple[int, int], of_sum: bool) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.float32 if of_sum else torch.bfloat16)
 
-    sides = Side(len(images), part(images, (0, 1, 2))), Side(len(texts), part(texts, (0, 2, 1)))
-    return *sides, Arithmetic(torch.mm, torch.maximum, empty)
+    return (
+        Side(len(images), images.shape[1], lambda first, last: part(images, first, last)),
+        Side(len(texts), texts.shape[1], lambda first, last: part(texts, first, last).flatten(0, 1).T),
+        Arithmetic(torch.mm, torch.maximum, empty),
+    )
 
 
 def _int8(images: Quantised, texts: Quantised) -> tuple[Side, Side, Arithmetic]:
     import torch
 
-    pictures, sentences = torch.from_numpy(images.values), torch.from_numpy(texts.values).transpose(1, 2)
+    pictures, sentences = torch.from_numpy(images.values), torch.from_numpy(texts.values)
     return (
-        Side(len(images), lambda first, last: pictures[:, first:last]),
-        Side(len(texts), lambda first, last: sentences[:, :, first:last]),
+        Side(len(images), len(pictures), lambda first, last: pictures[:, first:last]),
+        Side(len(texts), len(sentences), lambda first, last: sentences[:, first:last].flatten(0, 1).T),
         Arithmetic(torch._int_mm, torch.maximum, lambda shape, of_sum: torch.empty(shape, dtype=torch.int32)),
     )
 
