@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from avse.scoring.aeom import aeom, check_blocks, plain_arrays
 from avse.scoring.int8 import SAMPLE, Quantised, band, error_of, quantise
 from avse.scoring.query import Side, scan
+from avse.scoring.rows import read_rows
 from avse.scoring.tiles import PRECISIONS, Precision, fast, score_tiles
 
 _T = TypeVar("_T")
@@ -128,11 +129,11 @@ def _one(
     """Scan, then look again at what may be among the first k."""
     approximate = scan(query, prepared, "images" if queries_are == "texts" else "texts")
     sample = _spread(len(documents), SAMPLE)
-    again = _exact(query, documents[sample], queries_are)
+    again = _exact(query, read_rows(documents, sample), queries_are)
     bar = np.partition(approximate, -k)[-k] - band(error_of(approximate[sample], again))
     rows = np.flatnonzero(approximate >= bar)
     parts = [rows[at : at + _TOGETHER] for at in range(0, len(rows), _TOGETHER)]
-    scores = np.concatenate([_exact(query, documents[part], queries_are) for part in parts])
+    scores = np.concatenate([_exact(query, read_rows(documents, part), queries_are) for part in parts])
     order = np.lexsort((rows, -scores))[:k]
     return scores[order], rows[order]
 
