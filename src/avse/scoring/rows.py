@@ -31,6 +31,6 @@ def read_rows(rows: NDArray[Any], wanted: NDArray[np.int64]) -> NDArray[Any]:
     with open(str(rows.filename), "rb", buffering=0) as stream:
         for place in np.argsort(wanted, kind="stable").tolist():
             at = start + int(wanted[place]) * size
-            if os.preadv(stream.fileno(), [found[place : place + 1]], at) != size:
+            if os.preadv(stream.fileno(), [found[place : place + 1].data], at) != size:
                 raise OSError(f"{rows.filename}: row {wanted[place]} at byte {at:,} is cut short")
     return found
