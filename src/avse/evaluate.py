@@ -15,13 +15,10 @@ from avse.inputs import Inputs, open_inputs, reads_regions, select
 from avse.metrics import RetrievalReport
 from avse.model import AVSE
 from avse.protocols import Scored, measure, prepare
-from avse.scoring import aeom
+from avse.scoring.tiles import score_tiles
 from avse.texts import text_groups
 
 log = logging.getLogger(__name__)
-
-ROWS = 256
-"""Images scored at a time: beside the scores themselves only so many rows of them are held."""
 
 
 def evaluate(
@@ -100,11 +97,11 @@ def score(members: Iterable[tuple[AVSE, Inputs, dict[str, Any]]], batch_size: in
 def add_scores(scores: np.ndarray | None, images: np.ndarray, texts: np.ndarray) -> np.ndarray:
     """Add S of image blocks (n, P, C) against text blocks (k, Q, C) to scores (n, k) in place; None: new ones.
 
-    A few rows at a time: no second matrix of this size is held.
+    A tile at a time: no second matrix of this size is held.
     """
     total = np.zeros((len(images), len(texts)), np.float32) if scores is None else scores
-    for start in range(0, len(images), ROWS):
-        total[start : start + ROWS] += aeom(images[start : start + ROWS], texts)
+    for rows, columns, tile in score_tiles(images, texts):
+        total[rows, columns] += tile
     return total
 
 

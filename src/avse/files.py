@@ -134,17 +134,27 @@ def verify_manifest(folder: str | Path) -> dict[str, Any]:
     Raises:
         ManifestError: No manifest, one that is not JSON, or a file that is missing, of another size or another content.
     """
+    for error in find_damages(folder):
+        raise error
+    return _read_manifest(Path(folder))
+
+
+def find_damages(folder: str | Path) -> Iterator[ManifestError]:
+    """Yield each damage that `verify_manifest` would raise, file by file."""
     folder = Path(folder)
-    manifest = _read_manifest(folder)
+    try:
+        manifest = _read_manifest(folder)
+    except ManifestError as error:
+        yield error
+        return
     for name, facts in manifest["files"].items():
         path = folder / name
         if not path.is_file():
-            raise ManifestError(path, f"a file of {facts['bytes']} bytes", "no such file")
-        if (size := path.stat().st_size) != facts["bytes"]:
-            raise ManifestError(path, f"{facts['bytes']} bytes", f"{size} bytes")
-        if (digest := sha256(path)) != facts["sha256"]:
-            raise ManifestError(path, f"sha256 {facts['sha256']}", f"sha256 {digest}")
-    return manifest
+            yield ManifestError(path, f"a file of {facts['bytes']} bytes", "no such file")
+        elif (size := path.stat().st_size) != facts["bytes"]:
+            yield ManifestError(path, f"{facts['bytes']} bytes", f"{size} bytes")
+        elif (digest := sha256(path)) != facts["sha256"]:
+            yield ManifestError(path, f"sha256 {facts['sha256']}", f"sha256 {digest}")
 
 
 def sync_folder(folder: str | Path) -> None:

@@ -11,6 +11,7 @@ import os
 import re
 import threading
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -55,6 +56,7 @@ class PixelSpec:
         resample: The filter of ``pillow``.
         shorter_side: ``pillow`` keeps a picture's shape, makes its shorter side so many pixels and cuts ``size`` out of
             the middle (CLIP's way; black where the picture is smaller than ``size``); None squashes.
+        reduced: A large JPEG may be decoded at a reduced size, never below twice the size needed (not ``official``).
     """
 
     size: tuple[int, int]
@@ -63,11 +65,21 @@ class PixelSpec:
     method: Literal["pillow", "official"] = "pillow"
     resample: Literal["bicubic", "bilinear"] = "bicubic"
     shorter_side: int | None = None
+    reduced: bool = True
 
     def describe(self) -> dict[str, Any]:
-        """Return the fields as JSON can say them; resample and shorter_side only where they are not the default."""
-        default = {"resample": "bicubic", "shorter_side": None}
+        """Return the fields as JSON can say them; resample and shorter_side only where they are not the default.
+
+        ``reduced`` is left out: it belongs to the kind of encoder.
+        """
+        default = {"resample": "bicubic", "shorter_side": None, "reduced": self.reduced}
         return {name: value for name, value in asdict(self).items() if (name, value) not in default.items()}
+
+    @property
+    def draft(self) -> tuple[int, int] | None:
+        """(height, width) in pixels that is enough of a file, None where it is to be decoded in full."""
+        side = max(*self.size, self.shorter_side or 0)
+        return (2 * side, 2 * side) if self.reduced and self.method == "pillow" else None
 
 
 def read_image(
@@ -81,7 +93,8 @@ def read_image(
     Args:
         source: A path, the bytes of a file, a Pillow image, or an array (H, W, 3) or (H, W), uint8 or float in [0, 1].
         max_pixels: Width times height above this is refused from the header, before decoding.
-        draft: (height, width) that is enough: a JPEG may be decoded smaller, but not below it (a third of the time).
+        draft: (height, width) that is enough: a JPEG may be decoded smaller, but not below it (a third of the time);
+            an image that `open_image` gave may then change its size.
 
     Raises:
         ImageError: No such file, no picture, truncated, too large, or an array of another kind; it names the source.
@@ -90,12 +103,32 @@ def read_image(
         return _from_array(source)
     if isinstance(source, Image.Image):
         name = getattr(source, "filename", "") or f"image {source.mode} {source.size}"
+        if draft is not None:
+            source.draft(None, (max(draft), max(draft)))
         return _to_rgb(source, name, max_pixels)
     opened, name = _open(source, max_pixels)
     with opened:
         if draft is not None:
             opened.draft(None, (max(draft), max(draft)))
         return _to_rgb(opened, name, max_pixels)
+
+
+def load_pixels(source: ImageSource, spec: PixelSpec) -> NDArray[np.float32]:
+    """Read one picture into the pixels (3, H, W) float32 that ``spec`` wants; files alone are decoded at reduced size.
+
+    Raises:
+        ImageError: As `read_image`.
+    """
+    return to_pixels(read_image(source, draft=None if isinstance(source, Image.Image) else spec.draft), spec)
+
+
+def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open a picture and read its header alone; close it, or use it as a context manager.
+
+    Raises:
+        ImageError: As `read_image` does for what the header can tell.
+    """
+    return _open(Path(path), max_pixels)[0]
 
 
 def check_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> None:
@@ -120,31 +153,66 @@ def to_pixels(image: Image.Image, spec: PixelSpec) -> NDArray[np.float32]:
         pixels = _bilinear(np.asarray(image, np.float32), height, width)
     else:
         pixels = np.asarray(_resized(image, spec), np.float32)
-    scaled = (pixels / np.float32(255) - np.array(spec.mean, np.float32)) / np.array(spec.std, np.float32)
-    return np.ascontiguousarray(scaled.transpose(2, 0, 1), np.float32)
+    scaled = np.ascontiguousarray(pixels.transpose(2, 0, 1))  # channels apart, each step runs over whole planes
+    scaled /= np.float32(255)
+    scaled -= np.array(spec.mean, np.float32)[:, None, None]
+    scaled /= np.array(spec.std, np.float32)[:, None, None]
+    return scaled
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """Return the pictures below ``folder`` by their suffixes, sorted; hidden files and folders are ignored.
-
-    Symbolic links to folders are not followed, those to files only where they stay inside ``folder``.
+    """Return what `walk_images` finds below ``folder``; a folder in it that cannot be listed is an error.
 
     Raises:
         NotADirectoryError: ``folder`` is not a folder.
+        OSError: A folder cannot be listed.
+    """
+    return list(walk_images(folder))
+
+
+def walk_images(folder: str | Path, on_error: Callable[[OSError], None] | None = None) -> Iterator[Path]:
+    """Yield the pictures below ``folder`` by their suffixes, in the order of their paths below it.
+
+    Hidden files and folders are ignored, and so is what is no file. Symbolic links to folders are not followed, those
+    to files only where they stay inside ``folder``. Memory grows with the largest single folder alone.
+
+    Args:
+        folder: Where to look.
+        on_error: Told of a folder below that cannot be listed, in its place in the order; None raises the error.
+
+    Raises:
+        NotADirectoryError: ``folder`` is not a folder.
+        OSError: ``folder`` cannot be listed, or, without ``on_error``, one below it.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is not a folder" if folder.exists() else f"{folder}: no such folder")
-    root, found = folder.resolve(), []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            path = Path(parent, name)
-            if name.startswith(".") or path.suffix.lower() not in SUFFIXES or not path.is_file():
-                continue
-            if not path.is_symlink() or path.resolve().is_relative_to(root):
-                found.append(path)
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+    os.listdir(folder)
+    yield from _walk(folder, folder.resolve(), on_error)
+
+
+def _walk(folder: Path, root: Path, on_error: Callable[[OSError], None] | None) -> Iterator[Path]:
+    try:
+        with os.scandir(folder) as scan:
+            entries = [entry for entry in scan if not entry.name.startswith(".")]
+    except OSError as error:
+        if on_error is None:
+            raise
+        return on_error(error)
+    names = {entry.name + "/" * entry.is_dir(follow_symlinks=False): entry for entry in entries}
+    for name in sorted(names):
+        path = folder / names[name].name
+        if name.endswith("/"):
+            yield from _walk(path, root, on_error)
+        elif path.suffix.lower() in SUFFIXES and _is_file_inside(names[name], root):
+            yield path
+
+
+def _is_file_inside(entry: os.DirEntry[str], root: Path) -> bool:
+    try:
+        return entry.is_file() and (not entry.is_symlink() or Path(entry.path).resolve().is_relative_to(root))
+    except (OSError, RuntimeError):  # a link that leads to itself
+        return False
 
 
 def _open(source: str | Path | bytes, max_pixels: int) -> tuple[Image.Image, str]:

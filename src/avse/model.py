@@ -31,6 +31,7 @@ from avse.encoders.dual import pair_config, pair_type
 from avse.encoders.dual_towers import OwnImageHead, OwnTextHead
 from avse.groups import GroupSampling
 from avse.heads import ImageHead, TextHead, unit_blocks
+from avse.images import PixelSpec
 from avse.sampling import RadialBiasSampling
 from avse.scoring import aeom
 
@@ -100,6 +101,11 @@ class AVSE(nn.Module):
     def block_width(self) -> int:
         """C."""
         return self.config.block_width
+
+    @property
+    def pixels(self) -> PixelSpec | None:
+        """How `encode_pixels` wants pictures; None for a model of regions, which reads none."""
+        return self.image_encoder.pixels if all(self.image_encoder.pixels.size) else None
 
     @property
     def device(self) -> torch.device:
@@ -251,12 +257,15 @@ class AVSE(nn.Module):
         """
         if _is_one_image(images):
             return self.encode_images([images], batch_size=batch_size)[0]
-        blocks = []
-        with self._evaluating(), ThreadPoolExecutor(2) as pool:
-            for chunk in _chunks(images, batch_size):
-                pixels = np.stack(list(pool.map(self.image_encoder.load_pixels, chunk)))
-                blocks.append(self.embed_pixels(torch.from_numpy(pixels).to(self.device)).cpu().numpy())
+        load = self.image_encoder.load_pixels
+        with ThreadPoolExecutor(2) as pool:
+            blocks = [self.encode_pixels(np.stack(list(pool.map(load, part)))) for part in _chunks(images, batch_size)]
         return np.concatenate(blocks) if blocks else np.zeros((0, self.num_image_blocks, self.block_width), np.float32)
+
+    def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """Embed pixels (n, 3, H, W) float32, made as `pixels` says, into unit blocks (n, P, C) float32."""
+        with self._evaluating():
+            return self.embed_pixels(torch.from_numpy(pixels).to(self.device)).cpu().numpy()
 
     def encode_texts(self, texts: str | Sequence[str], *, batch_size: int = 64) -> np.ndarray:
         """Embed sentences, one alone or many; a sentence cut at the encoder's limit warns.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 
 import pytest
@@ -17,13 +18,52 @@ def threads():
     torch.set_num_threads(before)
 
 
-def test_scoring(avse):
-    small = ("bench", "scoring", "--images", 60, "--texts", 300, "--shape", "3,2,8", "--runs", 2)
-    said = avse(*small)
-    assert said.code == 0 and said.out.count("GFLOP/s") == 2
-    rows = avse(*small, "--json").json
-    assert [row["shape"] for row in rows] == [[60, 300, 3, 2, 8]] * 2 and rows[1]["ratio"] == 1.0
-    assert all(row["seconds"] >= 0 and row["threads"] == 1 for row in rows)
+SMALL = ("--images", 20, "--texts", 30, "--gallery", 40, "--shape", "3,2,8", "-k", 3, "--batch", 5, "--runs", 1)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Measure here what otherwise has processes of its own, to which everything can be sent."""
+    from avse.benchmarks import limits, queries, scoring
+
+    def call(threads, *call):
+        measure, *arguments = pickle.loads(pickle.dumps(call))
+        return measure(*arguments)
+
+    for module in (queries, scoring):
+        monkeypatch.setattr(module, "in_process", call)
+    monkeypatch.setattr(limits, "_WORK", 1.0)
+
+
+def test_scoring(avse, tmp_path, in_this_process):
+    plot, kept = tmp_path / "plots" / "scoring.png", tmp_path / "scoring.json"
+    said = avse("bench", "scoring", *SMALL, "--million", "--out", plot, "--out-json", kept)
+    assert said.code == 0, said.err
+    heads = [line.split(":")[0] for line in said.out.splitlines() if not line.startswith(" ")]
+    ranked = ["top-k, texts ask", "top-k, images ask"]
+    assert heads[:-1] == ["matrix", *ranked, "one query", "5 queries", "one query", "ranks"]
+    assert "1 used" in heads[-1] and "targets are meant for the sizes of --full" in said.out
+    assert said.out.count("target ") == said.out.count("reached") == 12
+    with Image.open(plot) as picture:
+        assert picture.format == "PNG" and picture.width > 800
+    file = json.loads(kept.read_text())
+    assert file["machine"]["threads"] == 1 and file["sizes"]["gallery"] == 40 and file["sizes"]["tenfold"]
+    assert {row["at"] for row in file["rows"] if row["measure"] == "matrix"} == {"20 x 30, P,Q,C = 3,2,8"}
+
+    again = avse("bench", "scoring", *SMALL, "--out-json", kept)
+    assert again.code == 1 and f"{kept} exists; pass --force" in again.err and not again.out
+
+
+def test_scoring_of_a_model(avse, run_folder, scenes, in_this_process):
+    said = avse(
+        "bench", "scoring", *SMALL, "--only", "top-k", "--model", run_folder / "model", "--data", scenes, "--json"
+    )
+    assert said.code == 0, said.err
+    rows = said.json
+    assert [row["data"] for row in rows] == ["random"] * 8 + ["model on scenes"] * 8
+    assert all(row["at"].startswith("40 x ") and row["error"] < 2e-2 for row in rows[8:])
+    alone = avse("bench", "scoring", *SMALL, "--model", run_folder / "model")
+    assert alone.code == 1 and "1 --model and 0 --data: each model needs its data set" in alone.err
 
 
 @pytest.mark.parametrize(
@@ -41,10 +81,9 @@ def test_misuse_names_option_value_and_limit(avse, arguments, message, capsys):
     assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_options_of_scoring_stand_with_and_without_its_name(avse):
-    small = ("--images", 6, "--texts", 7, "--shape", "3,2,8", "--runs", 1)
-    for arguments in (("bench", *small, "--json"), ("bench", *small, "--json", "scoring")):
-        assert [row["shape"] for row in avse(*arguments).json] == [[6, 7, 3, 2, 8]] * 2
+def test_options_of_scoring_stand_with_and_without_its_name(avse, in_this_process):
+    for arguments in ((*SMALL, "--only", "ranks", "--json"), ("--only", "ranks", "--json", "scoring", *SMALL)):
+        assert [row["at"] for row in avse("bench", *arguments).json] == ["20 x 30, P,Q,C = 3,2,8"] * 2
 
 
 def test_matching(avse, tmp_path):

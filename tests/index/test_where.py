@@ -1,16 +1,27 @@
-"""The filter language: by hand, against three-valued logic, and both stores against each other."""
+"""The filter language: by hand, against three-valued logic, and in all stores."""
 
 import random
 
 import numpy as np
 import pytest
+import qdrant_client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avse.index import Index
+from avse.index import Index, server
 from avse.index.where import matches, parse
 
-PAYLOAD = {"year": 2019, "folder": "2019", "name": "a b.jpg", "size": 1.5, "ok": True, "tags": ["sea", 3], "no": None}
+PAYLOAD = {
+    "taken": "2019-06-01T12:30:00",
+    "day": "2019-06-01",
+    "year": 2019,
+    "folder": "2019",
+    "name": "a b.jpg",
+    "size": 1.5,
+    "ok": True,
+    "tags": ["sea", 3],
+    "no": None,
+}
 
 
 @pytest.mark.parametrize(
@@ -21,6 +32,12 @@ PAYLOAD = {"year": 2019, "folder": "2019", "name": "a b.jpg", "size": 1.5, "ok":
         ("folder = '2019' and not year = '2019'", True),
         ("folder > 2018", False),
         ("not folder > 2018", False),
+        ("taken >= 2019-06-01 and taken < 2019-06-02", True),
+        ("taken > '2019-06-01T12:30:00' or taken < '2019-06-01 12:30:00'", False),
+        ("taken <= '2019-06-01T14:30:00+02:00' and taken >= '2019-06-01T12:30:00.000Z'", True),
+        ("not taken > '2019-06-01T14:29:59.9+02:00'", False),
+        ("day > 2019-05-31 and day <= 2019-06-01 and day = 2019-06-01", True),
+        ("taken > 2018 or year > 2018-01-01 or name > 2018-01-01 or missing > 2018-01-01", False),
         ("size > 1.4 and size <= 1.5e0", True),
         ("year < 2019 or year > 2019", False),
         ("year != 2020 and missing != 2020", False),
@@ -46,9 +63,11 @@ def test_by_hand(text, expected):
     [
         ("", "a field expected at position 1, the end found"),
         ("year", "= != < <= > >= in expected at position 5"),
-        ("year >", "a number expected at position 7, the end"),
+        ("year >", "a number or a date expected at position 7, the end"),
         ("year == 1", "position 6, '==' found"),
-        ("year > abc", "a number expected at position 8, 'abc' found"),
+        ("year > abc", "a number or a date expected at position 8, 'abc' found"),
+        ("taken > 2019-13-01", "a number or a date expected at position 9"),
+        ("taken > 2019-06", "a number or a date expected at position 9"),
         ("a = 'open", "a value expected at position 5"),
         ("(a = 1", r"'\)' expected at position 7"),
         ("a = 1)", "the end expected at position 6"),
@@ -68,8 +87,16 @@ def test_errors_name_the_position(text, message):
 
 
 VALUES = [0, 1, -2, 2.5, 1.0, 10**12, True, False, "1", "true", "sea", "", "ü x", None]
+VALUES += ["2019-06-01", "2019-06-01T12:30:00", "2019-06-01T14:30:00.5+02:00", "2019-06-31"]
 FIELDS = ["a", "b", "ü x", "c.d[0]", "folder"]
 WORDS = ["0", "1", "-2", "2.5", "1e12", "true", "false", "'1'", "'true'", "sea", "''", '"ü x"', "null"]
+DATES = ["2019-06-01", "'2019-06-01T12:30:00Z'", "'2019-06-01T12:30:00.5'"]
+
+
+MOMENTS = {  # seconds since the first of June
+    "2019-06-01": 0.0, "2019-06-01T12:30:00": 45000.0, "2019-06-01T12:30:00Z": 45000.0,
+    "2019-06-01T14:30:00.5+02:00": 45000.5, "2019-06-01T12:30:00.5": 45000.5,
+}  # fmt: skip
 
 
 def _payloads(lists):
@@ -88,7 +115,9 @@ _leaf = st.tuples(
     st.one_of(
         st.tuples(st.sampled_from(["=", "!="]), st.lists(st.sampled_from(WORDS), min_size=1, max_size=1)),
         st.tuples(st.just("in"), st.lists(st.sampled_from(WORDS), min_size=1, max_size=3)),
-        st.tuples(st.sampled_from(["<", "<=", ">", ">="]), st.sampled_from(WORDS[:5]).map(lambda word: [word])),
+        st.tuples(
+            st.sampled_from(["<", "<=", ">", ">="]), st.sampled_from([*WORDS[:5], *DATES]).map(lambda word: [word])
+        ),
     ),
 )
 _tree = st.recursive(
@@ -126,9 +155,12 @@ def _truth(tree, payload):
         return None
     if op in ("=", "!=", "in"):
         return any(_same(value, word) for word in words) == (op != "!=")
-    if isinstance(value, (bool, str)):
-        return None
-    limit = float(words[0])
+    if words[0] in DATES or isinstance(value, (bool, str)):
+        value, limit = MOMENTS.get(value), MOMENTS.get(words[0].strip("'"))
+        if value is None or limit is None:
+            return None
+    else:
+        limit = float(words[0])
     return {"<": value < limit, "<=": value <= limit, ">": value > limit, ">=": value >= limit}[op]
 
 
@@ -154,16 +186,21 @@ def test_agrees_with_three_valued_logic(tree):
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
+def filled(tmp_path_factory):
     shape = {"num_image_blocks": 1, "num_text_blocks": 1, "block_width": 2, "fingerprint": "x", "folder": None}
     model = type("Shape", (), shape)()
     payloads = _payloads(lists=True)
     indexes = []
-    for store in ("memory", "embedded"):
-        index = Index.create(tmp_path_factory.mktemp("where") / store, model, store=store)
+    client = qdrant_client.QdrantClient(":memory:")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(server, "connect", lambda address: client)
+    for store in ("memory", "embedded", "server"):
+        path = "qdrant://localhost/where" if store == "server" else tmp_path_factory.mktemp("where") / store
+        index = Index.create(path, model, store=store)
         blocks = np.tile(np.array([[[0.6, 0.8]]], np.float32), (60, 1, 1))
         index.add_embeddings([f"{number:02d}" for number in range(60)], blocks, payloads)
         indexes.append(index)
+    patch.undo()
     yield payloads, indexes
     for index in indexes:
         index.close()
@@ -171,8 +208,8 @@ def both(tmp_path_factory):
 
 @given(tree=_tree, field=st.sampled_from([*FIELDS, "tags"]))
 @settings(max_examples=150, deadline=None)
-def test_both_stores_choose_the_same(both, tree, field):
-    payloads, indexes = both
+def test_all_stores_choose_the_same(filled, tree, field):
+    payloads, indexes = filled
     text = _text(tree).replace("folder", field if field.isalpha() else f"'{field}'")
     if len(text) > 1000:
         return

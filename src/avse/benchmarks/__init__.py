@@ -1,6 +1,7 @@
 """Measurements of speed: each module measures one thing and returns rows (dicts); `avse bench` prints them.
 
-What they share is here: the machine's line, and ways that are timed in turns. Knows no printing and no arguments.
+What they share is here: the machine's line, ways that are timed in turns, and a process of its own for a measurement.
+Knows no printing and no arguments.
 """
 
 from __future__ import annotations
@@ -8,12 +9,18 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
 _Name = TypeVar("_Name")
+_Found = TypeVar("_Found")
+_THREADS = ("OMP", "OPENBLAS", "MKL", "NUMBA", "RAYON")
+"""Libraries that read <NAME>_NUM_THREADS when they are loaded."""
 
 
 def machine() -> dict[str, Any]:
@@ -48,6 +55,40 @@ def interleaved(ways: Mapping[_Name, Callable[[], object]], runs: int) -> dict[_
             if turn:
                 seconds[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def in_process(threads: int, measure: Callable[..., _Found], *arguments: object) -> _Found:
+    """Call `measure` in a process of its own, whose libraries use so many threads.
+
+    Where the system can (Linux), the process is also held to so many cores: some libraries cannot be told.
+    """
+    names = [f"{name}_NUM_THREADS" for name in _THREADS]
+    former = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, str(threads)))  # read when the new process loads its libraries
+    try:
+        with ProcessPoolExecutor(1, get_context("spawn"), initializer=_hold, initargs=(threads,)) as pool:
+            return pool.submit(measure, *arguments).result()
+    finally:
+        for name, value in former.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def peak_bytes() -> int:
+    """Return the largest resident size that this process has had since it loaded its program."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # what the system's call tells is no less than the parent's size
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return 1024 * int(line.split()[1])
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _hold(cores: int) -> None:
+    """Hold this process to some cores, the last ones: the first is where the system works too."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-cores:])
 
 
 def _processor() -> str:

@@ -5,16 +5,13 @@ Knows scores and protocols; what encoding pictures and sentences costs is not pa
 
 from __future__ import annotations
 
-import os
-import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from avse.benchmarks import in_process, peak_bytes
 from avse.data import PairDataset
 
 SHARED = 100
@@ -45,16 +42,7 @@ def measure_evaluation(
     Raises:
         ValueError: five folds do not divide the images.
     """
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    former = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, str(threads)))  # read when the new process loads its libraries
-    try:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            found = pool.submit(_measure, images, captions, shape, resamples).result()
-    finally:
-        for name, value in former.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-    return {**found, "threads": threads}
+    return {**in_process(threads, _measure, images, captions, shape, resamples), "threads": threads}
 
 
 def _measure(images: int, captions: int, shape: tuple[int, int, int], resamples: int) -> dict[str, Any]:
@@ -88,7 +76,7 @@ def _measure(images: int, captions: int, shape: tuple[int, int, int], resamples:
         "resamples": resamples,
         "seconds": round(times[-1] - times[0], 2),
         "parts": parts,
-        "peak_mib": round(_peak_bytes() / 2**20),
+        "peak_mib": round(peak_bytes() / 2**20),
         "rsum": rsums,
     }
 
@@ -116,11 +104,3 @@ def _units(random: np.random.Generator, *shape: int) -> np.ndarray:
     values = random.standard_normal(shape, dtype=np.float32)
     values /= np.linalg.norm(values, axis=-1, keepdims=True)
     return values
-
-
-def _peak_bytes() -> int:
-    """Return the largest resident size that this process has had."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak

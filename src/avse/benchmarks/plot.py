@@ -1,4 +1,4 @@
-"""The plot of `avse bench matching`: a pair in every way, and the growth of AEOM. Needs matplotlib (extra `plots`)."""
+"""The plots of `avse bench matching` and `avse bench scoring`. Needs matplotlib (extra `plots`)."""
 
 from __future__ import annotations
 
@@ -50,5 +50,42 @@ def draw_matching(rows: list[dict[str, Any]], out: Path, machine: str) -> None:
         axes.legend(fontsize=8, loc="upper left")
         axes.grid(alpha=0.3)
     figure.supxlabel(machine, fontsize=8)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=110)
+
+
+def draw_scoring(rows: list[dict[str, Any]], out: Path, machine: str) -> None:
+    """Draw the rows of `measure_scoring` as PNG, a panel a measure, the machine's line below.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    check_plots()
+    from matplotlib.figure import Figure
+
+    panels: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["measure"] != "limit" and row["seconds"] is not None:
+            panels.setdefault((row["measure"], row["data"], row["at"]), []).append(row)
+    columns = min(2, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(6.5 * columns, 0.6 + 2.3 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes, ((measure, data, at), part) in zip(grid, panels.items()):
+        part = part[::-1]
+        colors = ["#cc6677" if row["way"].startswith("avse") else "#4477aa" for row in part]
+        bars = axes.barh([row["way"] for row in part], [row["seconds"] for row in part], color=colors)
+        told = [f" {row['seconds']:.3g} s" + (f"  ({row['ratio']:.2f}x)" if row["ratio"] else "") for row in part]
+        axes.bar_label(bars, told, fontsize=8)
+        title = f"{measure}{'' if data == 'random' else ', ' + data}\n{at}"
+        axes.set_title(title, fontsize=9)
+        axes.margins(x=0.35)
+        axes.tick_params(labelsize=8)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    limits = [f"{row['way']} {row['rate']:.0f} {row['unit']}" for row in rows if row["measure"] == "limit"]
+    figure.supxlabel(
+        f"seconds (times as fast as the way it is compared with); limits: {', '.join(limits)}\n{machine}", fontsize=8
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110)

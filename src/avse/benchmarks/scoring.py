@@ -1,17 +1,88 @@
-"""The score matrix against the einsum and max that research code uses. Knows random unit blocks, no model."""
+"""`avse bench scoring`: the matrix and the first k of it, against what a user could pick and what the machine can do.
+
+Every way is checked against float64 before it is timed, and all ways of a measure are timed in turns. What few queries,
+ranks and large collections cost is in `avse.benchmarks.queries`. Knows unit blocks, random or of a trained model; the
+model is only asked for them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from avse.benchmarks import interleaved
-from avse.scoring import aeom
+from avse.benchmarks import agreement, in_process, interleaved, limits, queries, rivals
+from avse.benchmarks.rows import EINSUM, at_least, at_most, empty_row, sizes_of
+from avse.scoring import aeom, topk
 
-EINSUM = "einsum + max, 256 texts at a time"
+Array = NDArray[np.float32]
+PARTS = ("matrix", "top-k", "queries", "ranks")
+_DIRECTIONS = (("texts", "texts ask"), ("images", "images ask"))
+_LIBRARIES = {"fp32": "numpy fp32", "bf16": "torch bf16"}
+"""What multiplies in `avse.scoring.tiles`."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured; the issue's sizes are 5,000 images, 25,000 texts and a gallery of 100,000."""
+
+    images: int = 1000
+    texts: int = 5000
+    shape: tuple[int, int, int] = (8, 4, 256)
+    gallery: int = 20000
+    """Images that one query and `batch` queries are asked against."""
+    batch: int = 64
+    k: int = 10
+    tenfold: bool = False
+    """Whether one query also asks ten times the gallery, from files."""
+
+
+def measure_scoring(
+    sizes: Sizes | None = None,
+    *,
+    runs: int = 7,
+    threads: int = 1,
+    trained: Sequence[tuple[str, str]] = (),
+    parts: Sequence[str] = PARTS,
+) -> Iterator[dict[str, Any]]:
+    """Measure each part in a process of its own, held to `threads` cores.
+
+    Args:
+        sizes: what is measured.
+        runs: timed turns, of which the median is taken.
+        threads: threads and cores.
+        trained: folders of a model and of a data set, on whose embeddings (all splits) the first k are measured too.
+        parts: some of `PARTS`.
+
+    Yields:
+        Rows (`avse.benchmarks.rows`), a part as soon as it is measured.
+
+    Raises:
+        RuntimeError: a way differs from float64.
+        ValueError: more is asked for than there is.
+    """
+    sizes = sizes or Sizes()
+    if sizes.k > min(sizes.images, sizes.texts, sizes.gallery):
+        raise ValueError(f"the first {sizes.k} of {min(sizes.images, sizes.texts, sizes.gallery)} are asked for")
+    if "ranks" in parts and sizes.texts < sizes.images:
+        raise ValueError(f"{sizes.images} images, {sizes.texts} texts: for ranks each image needs one")
+    if "matrix" in parts:
+        yield from in_process(threads, measure_matrix, sizes, runs)
+    if "top-k" in parts:
+        yield from in_process(threads, measure_topk, sizes, runs, "random")
+        for model, data in trained:
+            yield from in_process(threads, measure_topk, sizes, runs, *_name(model, data))
+    if "queries" in parts:
+        yield from in_process(threads, queries.measure_queries, sizes.gallery, sizes.shape, sizes.k, sizes.batch, runs)
+        if sizes.tenfold:
+            yield from queries.measure_tenfold(sizes.gallery, sizes.shape, sizes.k, runs, threads)
+    if "ranks" in parts:
+        yield from queries.measure_ranks(sizes.images, sizes.texts, sizes.shape, runs, threads)
 
 
 def units(random: np.random.Generator, *shape: int) -> torch.Tensor:
@@ -20,52 +91,155 @@ def units(random: np.random.Generator, *shape: int) -> torch.Tensor:
     return torch.nn.functional.normalize(values, dim=-1)
 
 
-def einsum_max(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-    """Score image blocks (n, P, C) against text blocks (m, Q, C) -> (n, m) as research code writes it."""
-    parts = [torch.einsum("npc,mqc->nmqp", images, part).amax(-1).sum(-1) for part in torch.split(texts, 256)]
-    return torch.cat(parts, dim=1)
+def measure_matrix(sizes: Sizes, runs: int) -> list[dict[str, Any]]:
+    """Time the whole score matrix (n, m) of random unit blocks in every way, and the machine's matrix products."""
+    blocks, queries, width = sizes.shape
+    random = np.random.default_rng(0)
+    images, texts = units(random, sizes.images, blocks, width), units(random, sizes.texts, queries, width)
+    ways: dict[str, tuple[Callable[[], torch.Tensor], str]] = {
+        "avse fp32": (lambda: aeom(images, texts), "fp32"),
+        "avse bf16": (lambda: aeom(images, texts, "bf16"), "bf16"),
+        EINSUM: (lambda: rivals.einsum_max(images, texts), "fp32"),
+        "einsum + amax": (lambda: rivals.einsum_amax(images, texts), "fp32"),
+    }
+    lacking = {}
+    for way, module, score in (
+        ("sentence-transformers maxsim", "sentence_transformers", rivals.sentence_transformers),
+        ("maxsim-cpu", "maxsim_cpu", rivals.maxsim_cpu),
+    ):
+        if reason := rivals.missing(module):
+            lacking[way] = reason
+        else:
+            ways[way] = (lambda score=score: score(images, texts)), "fp32"  # type: ignore[misc]
+    rows, columns = agreement.sample(sizes.images), agreement.sample(sizes.texts)
+    truth = agreement.matrix(images[rows].numpy(), texts[columns].numpy())
+    errors = {}
+    for way, (run, precision) in ways.items():
+        found = run()[rows][:, columns].float().numpy()
+        errors[way] = agreement.check(way, found, truth, agreement.tolerance(precision, queries))
+    products = limits.products()
+    timed: dict[Any, Callable[[], object]] = {way: run for way, (run, _) in ways.items()}
+    medians = interleaved(timed | {key: limit.run for key, limit in products.items()}, runs)
+    at = f"{sizes.images:,} x {sizes.texts:,}, P,Q,C = {sizes_of(sizes.shape)}"
+    work = 2 * sizes.images * sizes.texts * blocks * queries * width
+    found_rows = []
+    peaks = _peaks(products, medians)
+    for way in [*ways, *lacking]:
+        row = empty_row("matrix", way, at, unit="GFLOP/s", against=EINSUM)
+        found_rows.append(row)
+        if way in lacking:
+            row["note"] = lacking[way]
+            continue
+        row |= {"seconds": medians[way], "rate": work / medians[way] / 1e9, "error": errors[way]}
+        row["ratio"] = medians[EINSUM] / medians[way]
+        if way.startswith("avse "):
+            precision = way.removeprefix("avse ")
+            row["of_limit"] = row["rate"] / peaks[_LIBRARIES[precision]][0]
+    found_rows[0]["targets"] = [at_least(1.6, found_rows[0], "ratio"), at_least(0.8, found_rows[0], "of_limit")]
+    found_rows[1]["targets"] = [at_least(3.0, found_rows[1], "ratio"), at_most(4e-3, found_rows[1], "error")]
+    for library, (rate, shape) in peaks.items():
+        note = f"best of {len(limits.SHAPES)} shapes"
+        found_rows.append(empty_row("limit", f"{library} product", shape, rate=rate, unit="GFLOP/s", note=note))
+    return found_rows
 
 
-def measure_scoring(
-    images: int, texts: int, shape: tuple[int, int, int], *, runs: int = 7, threads: int = 1
+def measure_topk(
+    sizes: Sizes, runs: int, data: str, model: str | None = None, dataset: str | None = None
 ) -> list[dict[str, Any]]:
-    """Time both ways in turns; their agreement with float64 is checked first.
+    """Time the first k of every text among the images and of every image among the texts.
 
     Args:
-        images: N.
-        texts: M.
-        shape: P, Q, C.
-        runs: timed runs of each way, of which the median is taken.
-        threads: threads of torch.
-
-    Returns:
-        One row a way: way, seconds, gflops, ratio (times as fast as the einsum way).
-
-    Raises:
-        RuntimeError: a way differs from float64.
+        sizes: of random unit blocks; with a model only k counts.
+        runs: timed turns.
+        data: the name of the embeddings in the rows.
+        model: folder of a model, whose embeddings of `dataset` are taken.
+        dataset: folder of a data set.
     """
-    blocks, queries, width = shape
-    torch.set_num_threads(threads)
-    random = np.random.default_rng(0)
-    pictures, sentences = units(random, images, blocks, width), units(random, texts, queries, width)
-    ways: dict[str, Callable[[], torch.Tensor]] = {
-        "avse.scoring.aeom": lambda: aeom(pictures, sentences),
-        EINSUM: lambda: einsum_max(pictures, sentences),
-    }
-    truth = einsum_max(pictures[:50].double(), sentences[:200].double())
-    for name, way in ways.items():
-        if (worst := float((way()[:50, :200] - truth).abs().max())) > 1e-5:
-            raise RuntimeError(f"{name} differs from float64 by {worst:.1e}")
+    if model is None or dataset is None:
+        blocks, queries, width = sizes.shape
+        random = np.random.default_rng(0)
+        images = units(random, sizes.images, blocks, width).numpy()
+        texts = units(random, sizes.texts, queries, width).numpy()
+    else:
+        images, texts = _encode(model, dataset)
+    found: list[dict[str, Any]] = []
+    k, text_blocks = min(sizes.k, len(images), len(texts)), texts.shape[1]
+    ways: dict[tuple[str, str], Callable[[], tuple[Array, NDArray[np.int64]]]] = {}
+    errors, differing = {}, {}
+    for side, name in _DIRECTIONS:
+        asked, documents = (texts, images) if side == "texts" else (images, texts)
+        searches = _searches(images, texts, k, side)
+        ways |= {(name, way): search for way, search in searches.items()}
+        chosen = agreement.sample(len(asked))
+        truth = agreement.matrix(
+            images if side == "texts" else images[chosen], texts[chosen] if side == "texts" else texts
+        )
+        truth = truth.T if side == "texts" else truth
+        exact = None
+        for way, search in searches.items():
+            scores, ids = search()
+            precision = way.removeprefix("avse ") if way.startswith("avse ") else "fp32"
+            allowed = agreement.tolerance(precision, text_blocks)
+            errors[name, way] = agreement.check_first(f"{way}, {name}", (scores[chosen], ids[chosen]), truth, allowed)
+            rows = np.broadcast_to(np.arange(len(asked))[:, None], ids.shape)
+            own = agreement.pairs(images, texts, *((ids, rows) if side == "texts" else (rows, ids)))
+            exact = own if exact is None else exact
+            differing[name, way] = agreement.differing(own, exact, text_blocks)
     medians = interleaved(ways, runs)
-    work = 2 * images * texts * blocks * queries * width
-    return [
-        {
-            "way": name,
-            "seconds": round(seconds, 4),
-            "gflops": round(work / seconds / 1e9, 1),
-            "ratio": round(medians[EINSUM] / seconds, 2),
-            "shape": [images, texts, blocks, queries, width],
-            "threads": threads,
-        }
-        for name, seconds in medians.items()
-    ]
+    at = f"{len(images):,} x {len(texts):,}, P,Q,C = {images.shape[1]},{sizes_of(texts.shape[1:])}, k = {k}"
+    work = 2 * len(images) * len(texts) * images.shape[1] * text_blocks * images.shape[2]
+    for (name, way), seconds in medians.items():
+        row = empty_row(f"top-k, {name}", way, at, data=data, unit="GFLOP/s", against=f"{EINSUM}, topk")
+        row |= {"seconds": seconds, "rate": work / seconds / 1e9, "error": errors[name, way]}
+        row |= {"ratio": medians[name, row["against"]] / seconds, "differing": differing[name, way]}
+        if way == "avse int8":
+            row["targets"] = [at_least(4.5, row, "ratio"), at_most(1e-4, row, "differing")]
+        found.append(row)
+    return found
+
+
+def _searches(
+    images: Array, texts: Array, k: int, side: str
+) -> dict[str, Callable[[], tuple[Array, NDArray[np.int64]]]]:
+    """Name -> the first k documents of every query; the first one is exact."""
+    left, right = torch.from_numpy(images), torch.from_numpy(texts)
+
+    def einsum() -> tuple[Array, NDArray[np.int64]]:
+        scores = rivals.einsum_max(left, right)
+        found = (scores.T if side == "texts" else scores).topk(k, dim=1)
+        return found.values.numpy(), found.indices.numpy()
+
+    def ours(precision: Any) -> tuple[Array, NDArray[np.int64]]:
+        asked, documents = (texts, images) if side == "texts" else (images, texts)
+        return topk(asked, documents, k, queries_are=side, precision=precision)  # type: ignore[arg-type]
+
+    return {
+        "avse fp32": lambda: ours("fp32"),
+        "avse bf16": lambda: ours("bf16"),
+        "avse int8": lambda: ours("int8"),
+        f"{EINSUM}, topk": einsum,
+    }
+
+
+def _peaks(products: dict[tuple[str, str], limits.Limit], medians: dict[Any, float]) -> dict[str, tuple[float, str]]:
+    """Return library -> the best rate in GFLOP/s, and its shape."""
+    best: dict[str, tuple[float, str]] = {}
+    for key, limit in products.items():
+        best[key[0]] = max(best.get(key[0], (0.0, "")), (limit.work / medians[key] / 1e9, key[1]))
+    return best
+
+
+def _name(model: str, data: str) -> tuple[str, str, str]:
+    """Return what the rows call a model's embeddings, by the last folder of each path, and both folders."""
+    return f"{Path(model).resolve().name} on {Path(data).resolve().name}", model, data
+
+
+def _encode(model: str, dataset: str) -> tuple[Array, Array]:
+    """Embed all splits of a data set: images (n, P, C) and distinct texts (m, Q, C)."""
+    from avse.data import load_dataset
+    from avse.evaluate import encode_inputs
+    from avse.inputs import open_inputs
+    from avse.start import open_model
+
+    opened = open_model(model)
+    return encode_inputs(opened, open_inputs(opened, load_dataset(dataset, split="all")))

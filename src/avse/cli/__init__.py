@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from avse import __version__
+from avse.cli.common import MisuseError
 
 VERBS: dict[str, str] = {
     "demo": "the main job on real pictures: train, compare with baselines, index, search, report",
@@ -22,7 +23,8 @@ VERBS: dict[str, str] = {
     "compare": "compare two systems by a paired test of their kept rankings",
     "ablate": "leave out or vary the parts of the method on your data: one table with intervals",
     "index": "make a searchable index of a folder of pictures, or of a file of sentences",
-    "search": "find pictures by a sentence, a picture or both",
+    "search": "find pictures by a sentence, a picture, both, or a file of sentences",
+    "verify": "read an index or a model folder from end to end and name every damage",
     "import": "turn a checkpoint of the authors' code into a model folder of avse",
     "recipes": "list the shipped recipes, or print one",
     "bench": "measure speed on this machine",
@@ -58,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(module.run(args))
     except (ValueError, OSError, RuntimeError, ImportError, MemoryError) as error:
         print(f"avse {args.verb}: {_line(error)}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, MisuseError) else 1
     except KeyboardInterrupt:
         way = {"train": "; --resume goes on", "ablate": "; the same command goes on after the finished rows"}
         print(f"avse {args.verb}: interrupted{way.get(args.verb, '')}", file=sys.stderr)

@@ -7,9 +7,11 @@ from typing import Any
 
 from avse.cli import common
 
+_PARTS = ("matrix", "top-k", "queries", "ranks")
 KINDS = {
-    "scoring": "the score matrix against einsum and max (what `avse bench` alone measures)",
+    "scoring": "matrix, first k, queries, ranks, and what one could use instead (what `avse bench` alone measures)",
     "matching": "a pair of cosine, AEOM and SCAN's cross-attention; growth of AEOM in C, D and the gallery",
+    "index": "pictures indexed a second against the CPU seconds of each stage; a search in each store",
     "evaluate": "the whole of an evaluation on random embeddings of COCO 5K's size: seconds and peak memory",
 }
 
@@ -36,18 +38,27 @@ def _scoring_arguments(parser: argparse.ArgumentParser, *, again: bool = False) 
         default = argparse.SUPPRESS if again else value
         parser.add_argument(name, type=kind, default=default, help=text, **more)
 
+    def switch(name: str, text: str) -> None:
+        parser.add_argument(name, action="store_true", default=argparse.SUPPRESS if again else False, help=text)
+
     count = common.positive_int
-    add("--images", 1000, count, "pictures (default: 1000)")
-    add("--texts", 5000, count, "texts (default: 5000)")
+    add("--images", None, count, "pictures of the matrix (default: 1000; with --full 5000)")
+    add("--texts", None, count, "texts of the matrix (default: 5000; with --full 25000)")
+    add("--gallery", None, count, "pictures that queries are asked against (default: 20000; with --full 100000)")
     add("--shape", (8, 4, 256), _shape, "default: 8,4,256", metavar="P,Q,C")
-    add("--runs", 7, count, "timed runs of each way (default: 7)")
+    add("-k", 10, count, "how many are found (default: 10)")
+    add("--batch", 64, count, "queries asked at once (default: 64)")
+    add("--runs", 7, count, "timed turns of each way (default: 7)")
     add("--threads", 1, count, "threads (default: 1)")
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        default=argparse.SUPPRESS if again else False,
-        help="one JSON object a line on stdout",
-    )
+    add("--only", [], str, "measure this part alone (may be repeated)", action="append", choices=_PARTS)
+    add("--model", [], str, "a model's folder: the first k of its embeddings too", action="append", metavar="DIR")
+    add("--data", [], str, "the data set of each --model, in their order", action="append", metavar="DIR")
+    switch("--full", "the sizes that the targets are meant for; an hour or two")
+    switch("--million", "one query against ten times the gallery too, from files")
+    add("--out", None, str, "draw the figures (extra `plots`)", metavar="FILE.png")
+    add("--out-json", None, str, "write the rows with the machine's line", metavar="FILE.json")
+    switch("--force", "replace what is there")
+    switch("--json", "one JSON object a line on stdout")
 
 
 def _matching_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,6 +83,23 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_json(parser)
 
 
+def _index_arguments(parser: argparse.ArgumentParser) -> None:
+    count, natural = common.positive_int, common.natural_int
+    parser.add_argument("--pictures", metavar="DIR", help="one's own pictures (default: JPEGs made of noise)")
+    parser.add_argument("--count", type=count, default=2000, help="made pictures of 500 x 375 px (default: 2000)")
+    parser.add_argument("--large", type=natural, default=48, help="made pictures of 4000 x 3000 px (default: 48)")
+    parser.add_argument("--sample", type=count, default=256, help="pictures for each stage alone (default: 256)")
+    parser.add_argument("--model", metavar="DIR", help="a model's folder (default: EfficientNet-Lite0, random heads)")
+    parser.add_argument("--entries", type=natural, default=50000, help="in each store (default: 50000; 0: no stores)")
+    parser.add_argument("--shape", type=_shape, default=(8, 4, 256), metavar="P,Q,C", help="in the stores: 8,4,256")
+    parser.add_argument("-k", type=count, default=10, help="how many are found in the stores (default: 10)")
+    parser.add_argument("--runs", type=count, default=3, help="turns of indexing; of a search twice as many + 1")
+    parser.add_argument("--threads", type=count, default=2, help="cores for indexing (default: 2); a search has one")
+    parser.add_argument("--out-json", metavar="FILE.json", help="write the rows with the machine's line")
+    common.add_force(parser)
+    common.add_json(parser)
+
+
 def _shape(text: str) -> tuple[int, int, int]:
     parts = text.split(",")
     if len(parts) != 3:
@@ -81,17 +109,81 @@ def _shape(text: str) -> tuple[int, int, int]:
 
 
 def _scoring(args: argparse.Namespace) -> int:
-    from avse.benchmarks.scoring import measure_scoring
+    from pathlib import Path
 
-    for row in measure_scoring(args.images, args.texts, args.shape, runs=args.runs, threads=args.threads):
+    from avse import files
+    from avse.benchmarks import machine, plot
+    from avse.benchmarks.scoring import Sizes, measure_scoring
+
+    if len(args.model) != len(args.data):
+        raise ValueError(f"{len(args.model)} --model and {len(args.data)} --data: each model needs its data set")
+    _check_targets(args)
+    images, texts, gallery = (5000, 25000, 100000) if args.full else (1000, 5000, 20000)
+    sizes = Sizes(
+        images=args.images or images,
+        texts=args.texts or texts,
+        shape=args.shape,
+        gallery=args.gallery or gallery,
+        batch=args.batch,
+        k=args.k,
+        tenfold=args.million,
+    )
+    rows: list[dict[str, Any]] = []
+    trained, parts = list(zip(args.model, args.data)), args.only or _PARTS
+    for row in measure_scoring(sizes, runs=args.runs, threads=args.threads, trained=trained, parts=parts):
         if args.json:
             common.emit(row)
         else:
-            print(
-                f"{row['way']:36} {row['seconds']:8.3f} s  {row['gflops']:7.1f} GFLOP/s  "
-                f"{row['ratio']:5.2f}x the einsum way"
-            )
+            print(_scoring_lines(row, rows[-1] if rows else None), flush=True)
+        rows.append(row)
+    host = machine() | {"threads": args.threads}
+    line = f"{host['processor']}, {host['cores']} cores, {args.threads} used, torch {host['torch']}, {host['date']}"
+    if not args.json:
+        print(f"{line}; medians of {args.runs}; targets are meant for the sizes of --full")
+    if args.out_json:
+        told = {"parts": list(parts), "runs": args.runs, "sizes": vars(sizes)}
+        files.write_json(args.out_json, {"machine": host, "command": "avse bench scoring", **told, "rows": rows})
+    if args.out:
+        plot.draw_scoring(rows, Path(args.out), line)
     return 0
+
+
+def _scoring_lines(row: dict[str, Any], former: dict[str, Any] | None) -> str:
+    """Write a row, below a heading where another measure begins."""
+    heads = [(one["measure"], one["data"], one["at"]) for one in (row, former) if one and one["measure"] != "limit"]
+    head = ""
+    if row["measure"] != "limit" and (len(heads) == 1 or heads[0] != heads[1]):
+        head = f"{row['measure']}: {row['at']}" + ("" if row["data"] == "random" else f", {row['data']}") + "\n"
+    if row["rate"] is None and row["seconds"] is None:
+        return f"{head}  {row['way']:36} {row['note']}"
+    seconds = "" if row["seconds"] is None else f"{row['seconds']:.4f} s"
+    told = [f"{row['rate']:.1f} {row['unit']}" if row["rate"] else ""]
+    told.append(f"{row['ratio']:.2f}x" if row["ratio"] else "")
+    told.append(f"{row['of_limit']:.2f} of the limit" if row["of_limit"] else "")
+    told.append("" if row["error"] is None else f"error {row['error']:.0e}")
+    told.append("" if row["differing"] is None else f"differing {row['differing']:.1e}")
+    told.append(f"peak {row['peak_mib']:,} MiB" if row["peak_mib"] else "")
+    told.append(row["note"] or "")
+    text = f"{head}  {row['way']:36} {seconds:>10}  {', '.join(filter(None, told))}"
+    for target in row["targets"]:
+        state = {True: "reached", False: "NOT reached", None: "not known here"}[target["reached"]]
+        found = "" if target["found"] is None else f": {target['found']:.3g}"
+        text += f"\n      target {target['wanted']}{found}, {state}"
+    return text
+
+
+def _check_targets(args: argparse.Namespace) -> None:
+    """Refuse files that are there already, and a plot that cannot be drawn."""
+    from pathlib import Path
+
+    from avse.benchmarks import plot
+
+    out = getattr(args, "out", None)
+    for path in filter(None, (out, args.out_json)):
+        if Path(path).exists() and not args.force:
+            raise FileExistsError(f"{path} exists; pass --force to replace it")
+    if out:
+        plot.check_plots()
 
 
 def _matching(args: argparse.Namespace) -> int:
@@ -101,11 +193,7 @@ def _matching(args: argparse.Namespace) -> int:
     from avse.benchmarks import machine, plot
     from avse.benchmarks.matching import Sizes, measure_matching
 
-    for path in filter(None, (args.out, args.out_json)):
-        if Path(path).exists() and not args.force:
-            raise FileExistsError(f"{path} exists; pass --force to replace it")
-    if args.out:
-        plot.check_plots()
+    _check_targets(args)
     sizes = Sizes(
         images=args.images,
         texts=args.texts,
@@ -142,6 +230,52 @@ def _matching_line(row: dict[str, Any]) -> str:
     )
 
 
+def _index(args: argparse.Namespace) -> int:
+    from avse import files
+    from avse.benchmarks import machine
+    from avse.benchmarks.indexing import Sizes, measure_indexing
+    from avse.benchmarks.stores import measure_stores
+
+    _check_targets(args)
+    sizes = Sizes(small=args.count, large=args.large, sample=args.sample, runs=args.runs)
+    rows: list[dict[str, Any]] = []
+
+    def tell(row: dict[str, Any]) -> None:
+        common.emit(row) if args.json else print(_index_line(row), flush=True)
+        rows.append(row)
+
+    for row in measure_indexing(sizes, folder=args.pictures, model=args.model, threads=args.threads):
+        tell(row)
+    if args.entries:
+        for row in measure_stores(args.entries, args.shape, k=args.k, runs=2 * args.runs + 1):
+            tell(row)
+    host = machine() | {"threads": args.threads}
+    if not args.json:
+        print(f"{host['processor']}, {host['cores']} cores, {args.threads} used, torch {host['torch']}, {host['date']}")
+    if args.out_json:
+        told = {"sizes": vars(sizes), "pictures": args.pictures and "own", "model": args.model and "own"}
+        files.write_json(args.out_json, {"machine": host, "command": "avse bench index", **told, "rows": rows})
+    return 0
+
+
+def _index_line(row: dict[str, Any]) -> str:
+    if row["measure"] == "stage":
+        return f"{row['pictures']}: {row['stage']:8} {row['cpu_ms']:8.2f} ms of CPU a picture, alone"
+    if row["measure"] == "index":
+        readers = f" and {row['readers_mib']:,} MiB of those that read files" if row["readers_mib"] else ""
+        return (
+            f"{row['pictures']}: {row['n']:,} indexed in {row['seconds']:.1f} s, {row['per_second']:.1f} a second: "
+            f"{row['of_sum']:.2f} of n / sum of the stages (to reach: 0.9), {row['of_cores']:.2f} of {row['threads']} "
+            f"cores;\n    {row['cpu_ms']:.2f} ms of CPU a picture in all where the stages alone take "
+            f"{row['sum_ms']:.2f}; peak {row['peak_mib']:,} MiB{readers}, {row['half_peak_mib']:,} MiB for half of them"
+        )
+    condition = f"where {row['where']}" if row["where"] else "without a condition"
+    return (
+        f"{row['store']:8} store, {row['entries']:,} images, first {row['k']} {condition}: "
+        f"{1e3 * row['seconds']:.2f} ms a query, error {row['error']:.0e}"
+    )
+
+
 def _evaluate(args: argparse.Namespace) -> int:
     from avse.benchmarks.evaluation import measure_evaluation
 
@@ -162,5 +296,10 @@ def _again(parser: argparse.ArgumentParser) -> None:
     _scoring_arguments(parser, again=True)
 
 
-_ARGUMENTS = {"scoring": _again, "matching": _matching_arguments, "evaluate": _evaluate_arguments}
-_RUNS = {"scoring": _scoring, "matching": _matching, "evaluate": _evaluate}
+_ARGUMENTS = {
+    "scoring": _again,
+    "matching": _matching_arguments,
+    "index": _index_arguments,
+    "evaluate": _evaluate_arguments,
+}
+_RUNS = {"scoring": _scoring, "matching": _matching, "index": _index, "evaluate": _evaluate}

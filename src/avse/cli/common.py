@@ -22,6 +22,10 @@ DATA = (
 )
 
 
+class MisuseError(ValueError):
+    """Arguments that do not go together: exit status 2."""
+
+
 def positive_int(text: str) -> int:
     """Read an argument that counts something: 1 or more."""
     return _whole(text, 1)
@@ -78,6 +82,12 @@ def add_allow_download(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="fetch encoders named by a hub id that is not on this machine (safetensors and settings, no code)",
     )
+
+
+def add_remote(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add --url and --token."""
+    parser.add_argument("--url", metavar="URL", help=f"{text}, such as http://127.0.0.1:8000")
+    parser.add_argument("--token", help="the server's token (default: the environment variable AVSE_TOKEN)")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -140,8 +150,9 @@ def emit(value: Any) -> None:
 
 
 def prepare_process() -> None:
-    """Set up a process that will compute: memory is kept, tokenizers do not warn about threads."""
-    from avse.allocator import keep_freed_memory
+    """Set up a process that will compute: memory is kept, threads wait asleep, tokenizers do not warn about threads."""
+    from avse.allocator import keep_freed_memory, let_threads_sleep
 
     keep_freed_memory()
+    let_threads_sleep()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

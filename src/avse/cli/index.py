@@ -1,27 +1,83 @@
-"""``avse index``: a folder of pictures, or a file of sentences, becomes an index."""
+"""``avse index``: a folder of pictures, or a file of sentences, and its index brought together."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from avse.cli.common import add_device, add_force, add_json, device_of, emit, positive_int, prepare_process
+from avse.cli.common import (
+    MisuseError,
+    add_device,
+    add_force,
+    add_json,
+    add_remote,
+    device_of,
+    emit,
+    positive_int,
+    positive_number,
+    prepare_process,
+)
 
 if TYPE_CHECKING:
-    from avse.index import AddReport, Index
+    from avse.index import AddReport, Index, Skipped
+    from avse.index.contract import Side
+    from avse.index.pictures import Picture
     from avse.model import AVSE
 
 _LISTED = 20
+_WORDS = {
+    "added": "added",
+    "changed": "changed",
+    "moved": "moved",
+    "duplicates": "more paths of pictures that were there",
+    "removed": "removed",
+    "known": "unchanged",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("source", metavar="FOLDER", help="folder of pictures, or a .txt file with a sentence a line")
-    parser.add_argument("--out", required=True, metavar="INDEX", help="folder of the index, such as photos.avse")
+    parser.description = (
+        "Make an index of a folder of pictures or of a file of sentences, or bring it up to date: only what is new or "
+        "changed is embedded, and what is gone is taken out. Killed at any moment, it goes on where it was."
+    )
+    parser.add_argument(
+        "source",
+        nargs="?",
+        metavar="FOLDER",
+        help="folder of pictures, or a .txt file with a sentence a line; a folder in the index's own touches only that",
+    )
+    parser.add_argument(
+        "--out", metavar="INDEX", help="folder of the index, such as photos.avse, or qdrant://host/name"
+    )
     parser.add_argument("--model", metavar="DIR", help="folder of a trained model (a known index remembers its own)")
     parser.add_argument("--store", choices=("embedded", "memory"), help="embedded (default) or memory (exact, texts)")
     parser.add_argument("--batch-size", type=positive_int, default=32, metavar="N", help="encoded at once (default 32)")
+    parser.add_argument(
+        "--prune", action="store_true", help="only take out what is gone or changed, and free its space; needs no model"
+    )
+    parser.add_argument("--retry", action="store_true", help="try again what could not be read before")
+    parser.add_argument(
+        "--shards", type=positive_int, metavar="N", help="spread a new index over N shards (folders, or a server's)"
+    )
+    parser.add_argument(
+        "--replicas", type=positive_int, metavar="N", help="copies of each shard that a cluster of servers keeps"
+    )
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="embed on a Ray cluster: HOST:PORT of its head, auto for the one this machine is in, nothing for one of "
+        "this machine's cores; all machines must see pictures and model under the same paths",
+    )
+    parser.add_argument(
+        "--gpus-per-actor", type=positive_number, default=0.0, metavar="G", help="with --ray: GPUs (or a part of one)"
+    )
+    add_remote(parser, "send the pictures to a running avse server in place of --out; takes out only with --prune")
     add_device(parser)
     add_force(parser)
     add_json(parser)
@@ -31,57 +87,127 @@ def run(args: argparse.Namespace) -> int:
     """Index, print the report, and return 1 if the index is empty then.
 
     Raises:
+        MisuseError: No folder, or neither or both of an index and a server.
         ValueError: Nothing to index, or an index of something else.
     """
     prepare_process()
-    from avse.images import list_images
+    if (args.out is None) == (args.url is None):
+        raise MisuseError("give --out INDEX, or --url URL of a running server")
+    if args.source is None and (args.url or not args.prune):
+        raise MisuseError("give a FOLDER of pictures (only --prune of a local index knows it by itself)")
+    if args.ray is not None and (args.url or args.prune or args.device):
+        raise MisuseError("--ray embeds into --out; it goes without --url, --prune and --device (see --gpus-per-actor)")
+    if args.url:
+        from avse.index.remote import Remote, sync_remote
 
+        report = sync_remote(Remote(args.url, args.token), Path(args.source), prune=args.prune)
+        _print(args, {"index": args.url}, report, "")
+        return 0
+    if args.prune:
+        from avse.index import Index
+
+        with Index.open(args.out) as index:
+            return _done(args, index, index.prune(args.source))
     source = Path(args.source)
     texts = source.is_file() and source.suffix.lower() == ".txt"
+    _check(source, texts)
+    if texts and args.ray is not None:
+        raise MisuseError("--ray embeds pictures: leave it out for a file of sentences")
+    with _open(args, texts) as index:
+        if texts:
+            return _done(args, index, _add_texts(args, index, source))
+
+        def embed(todo: Iterable[tuple[str, Path]]) -> Iterable[list[Picture | Skipped]]:
+            if args.ray is not None:
+                return _embed_with_ray(args, index, todo)
+            from avse.index.feed import embed_files
+
+            cast("AVSE", index.encoder).to(device_of(args))
+            return embed_files(index.encoder, todo, batch_size=args.batch_size)
+
+        return _done(args, index, index.add_images(source, retry=args.retry, embed=embed))
+
+
+def _embed_with_ray(
+    args: argparse.Namespace, index: Index, todo: Iterable[tuple[str, Path]]
+) -> Iterable[list[Picture | Skipped]]:
+    from avse.scale import embed_with_ray
+
+    folder = cast("AVSE", index.encoder).folder  # the index's own model: opening it has compared them
+    assert folder is not None
+    size, gpus = args.batch_size, args.gpus_per_actor
+    return embed_with_ray(folder, todo, address=args.ray or None, batch_size=size, gpus_per_actor=gpus)
+
+
+def _check(source: Path, texts: bool) -> None:
+    """Refuse what is nothing to index, before an index is made for it."""
+    from avse.images import walk_images
+
     if not texts and not source.is_dir():
         raise ValueError(f"{source} is neither a folder of pictures nor a .txt file of sentences")
-    if not texts and not list_images(source):
+    if not texts and next(walk_images(source, lambda _: None), None) is None:
         raise ValueError(f"{source} holds no pictures (jpg, png, webp, gif, bmp, tif and a few more are looked for)")
-    with _open(args, texts) as index:
-        cast("AVSE", index.encoder).to(device_of(args))
-        if texts:
-            try:
-                lines = source.read_text("utf-8-sig").splitlines()
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{source} is not UTF-8 text: {error}") from error
-            report = index.add_texts(lines, only_new=True, batch_size=args.batch_size)
-        else:
-            report = index.add_images(source, only_new=True, batch_size=args.batch_size)
-        _print(args, index, report)
-        return 0 if len(index) else 1
+
+
+def _add_texts(args: argparse.Namespace, index: Index, source: Path) -> AddReport:
+    try:
+        lines = source.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source} is not UTF-8 text: {error}") from error
+    cast("AVSE", index.encoder).to(device_of(args))
+    return index.add_texts(lines, batch_size=args.batch_size, prune=True)
 
 
 def _open(args: argparse.Namespace, texts: bool) -> Index:
     from avse.index import Index
 
-    out = Path(args.out)
-    if out.is_dir() and any(out.iterdir()) and not args.force:
-        index = Index.open(out, model=args.model)
+    if not args.force and _is_there(args.out):
+        index = Index.open(args.out, model=args.model)
         if args.store not in (None, index.store):
             index.close()
-            raise ValueError(f"{out} is in the {index.store} store, not {args.store}: leave --store out, or --force")
+            raise ValueError(
+                f"{args.out} is in the {index.store} store, not {args.store}: leave --store out, or --force"
+            )
+        if args.shards not in (None, index.shards):
+            index.close()
+            raise ValueError(f"{args.out} has {index.shards} shards, not {args.shards}: leave --shards out, or --force")
         return index
     if args.model is None:
         raise ValueError("a new index needs --model DIR, the folder of a trained model (avse demo makes one)")
-    store = args.store or ("memory" if texts else "embedded")
-    return Index.create(out, args.model, store=store, side="texts" if texts else "images", force=args.force)
-
-
-def _print(args: argparse.Namespace, index: Index, report: AddReport) -> None:
-    if args.json:
-        skipped = [skip._asdict() for skip in report.skipped]
-        counts = {"added": report.added, "known": report.known, "entries": len(index), "skipped": skipped}
-        emit({"index": str(index.path), "side": index.side, "store": index.store, **counts})
-        return
-    print(
-        f"{index.path}: {report.added:,} added, {report.known:,} were there already, "
-        f"{len(report.skipped):,} skipped; {len(index):,} {index.side} in all"
+    store = args.store or ("memory" if texts else None)
+    side: Side = "texts" if texts else "images"
+    shards, replicas = args.shards or 1, args.replicas or 1
+    return Index.create(
+        args.out, args.model, store=store, side=side, force=args.force, shards=shards, replicas=replicas
     )
+
+
+def _is_there(out: str) -> bool:
+    from avse.index.home import find_home
+
+    if "://" not in out:
+        return Path(out).is_dir() and any(Path(out).iterdir())
+    try:
+        find_home(out).read()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _done(args: argparse.Namespace, index: Index, report: AddReport) -> int:
+    facts = {"index": index.location, "side": index.side, "store": index.store, "entries": len(index)}
+    _print(args, facts, report, f"; {len(index):,} {index.side} in all")
+    return 0 if len(index) else 1
+
+
+def _print(args: argparse.Namespace, facts: dict[str, object], report: AddReport, total: str) -> None:
+    if args.json:
+        emit({**facts, **asdict(report), "skipped": [skip._asdict() for skip in report.skipped]})
+        return
+    counts = {name: getattr(report, name) for name in _WORDS}
+    said = [f"{count:,} {_WORDS[name]}" for name, count in counts.items() if count]
+    said += [f"{len(report.skipped):,} skipped"] if report.skipped else []
+    print(f"{facts['index']}: {', '.join(said) or 'nothing to do'}{total}")
     for skip in report.skipped[:_LISTED]:
         print(f"  skipped {skip.name}: {skip.reason}")
     if len(report.skipped) > _LISTED:

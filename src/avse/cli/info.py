@@ -50,11 +50,11 @@ def _machine() -> dict[str, object]:
 def _about(path: str) -> dict[str, object]:
     from pathlib import Path
 
-    if (Path(path) / "index.json").is_file():
+    if "://" in path or (Path(path) / "index.json").is_file():
         from avse.index import Index
 
         with Index.open(path) as index:
-            return {"index": path, "store": index.store, "side": index.side, "entries": len(index)}
+            return {"index": path, **index.facts()}
     from avse.start import open_model
 
     model = open_model(path)

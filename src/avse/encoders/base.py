@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from avse import files
 from avse.config import ImageEncoderConfig, Section, TextEncoderConfig
-from avse.images import ImageSource, PixelSpec, read_image, to_pixels
+from avse.images import ImageSource, PixelSpec, load_pixels
 
 DESCRIPTION = "encoder.json"
 _VOLATILE = ("_name_or_path", "transformers_version", "architectures", "dtype")
@@ -143,13 +143,8 @@ class ImageEncoder(Encoder):
             raise self._refusal()
 
     def load_pixels(self, source: ImageSource) -> NDArray[np.float32]:
-        """Read one picture into (3, H, W) float32 pixels; ImageError where it cannot be read.
-
-        A large JPEG is decoded at a reduced size, never below twice the size needed.
-        """
-        side = max(*self.pixels.size, self.pixels.shorter_side or 0)
-        draft = None if self.pixels.method == "official" else (2 * side, 2 * side)
-        return to_pixels(read_image(source, draft=draft), self.pixels)
+        """Read one picture into (3, H, W) float32 pixels; ImageError where it cannot be read."""
+        return load_pixels(source, self.pixels)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Encode pixels (B, 3, H, W) into tokens (B, num_prefix + G, W), prefix first."""

@@ -6,19 +6,18 @@ Knows how CLIP and SigLIP pool, project and pad; not where their weights come fr
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from avse.config import ImageEncoderConfig, TextEncoderConfig
 from avse.encoders.base import EncoderError, TokenBatch, random_transformer, saved_pixels, transformer_config
 from avse.encoders.image import TransformerGrid
 from avse.encoders.text import TransformerText, load_tokenizer
-from avse.images import ImageSource, PixelSpec, read_image, to_pixels
+from avse.images import PixelSpec
 
 _TEXT_MODELS = {
     "clip_text_model": "CLIPTextModel",
@@ -86,16 +85,12 @@ class DualImage(TransformerGrid, kind="dual-image"):
             pool, project = copy.deepcopy(model.post_layernorm), project or nn.Linear(width, dim, bias=False)
         elif pool is None:
             raise EncoderError(f"{settings.source}: its vision model has no pooling head (vision_use_head is false)")
-        super().__init__(settings, model, pixels)
+        super().__init__(settings, model, replace(pixels, reduced=False))  # as the pair's own processor does
         self.dim, self._head = dim, [OwnImageHead(pool, project)]  # in a list: the model's, not the encoder's weights
 
     @classmethod
     def _rebuild(cls, folder: Path, data: dict[str, Any]) -> DualImage:
         return cls(ImageEncoderConfig(**data["settings"]), random_transformer(folder), saved_pixels(data), data["dim"])
-
-    def load_pixels(self, source: ImageSource) -> NDArray[np.float32]:
-        """Read one picture into (3, H, W) float32 pixels, decoded in full, as the pair's own processor does."""
-        return to_pixels(read_image(source), self.pixels)
 
     def own_head(self) -> OwnImageHead:
         """Return a copy of the pair's own head."""

@@ -10,6 +10,7 @@ import pkgutil
 from pathlib import Path
 
 from avse.index.contract import Encoder
+from avse.index.home import Home
 from avse.index.manifest import Manifest
 
 
@@ -25,32 +26,32 @@ def load_encoder(folder: str | Path) -> Encoder:
     return encoder
 
 
-def check_model(path: Path, manifest: Manifest, model: Encoder) -> Encoder:
-    """Return ``model`` if it is the one the index at ``path`` was made with.
+def check_model(place: str, manifest: Manifest, model: Encoder) -> Encoder:
+    """Return ``model`` if it is the one the index at ``place`` was made with.
 
     Raises:
         ValueError: It is not; the message holds both fingerprints.
     """
     if model.fingerprint != manifest.fingerprint:
         raise ValueError(
-            f"{path} was made with the model of fingerprint {manifest.fingerprint} (folder {manifest.model}), this one "
-            f"({model.folder}) has {model.fingerprint}: give the former as model= / --model, or make the index anew "
-            "with force=True / --force"
+            f"{place} was made with the model of fingerprint {manifest.fingerprint} (folder {manifest.model}), this "
+            f"one ({model.folder}) has {model.fingerprint}: give the former as model= / --model, or make the index "
+            "anew with force=True / --force"
         )
     return model
 
 
-def find_encoder(path: Path, manifest: Manifest, given: Path | None) -> Encoder:
-    """Load the model of the index at ``path`` from the folder given, else from the one the index remembers.
+def find_encoder(home: Home, manifest: Manifest, given: Path | None) -> Encoder:
+    """Load the model of an index from the folder given, else from the one the index remembers.
 
     Raises:
         ValueError: No such folder, or another model in it.
     """
-    folder = given or (None if manifest.model is None else (path.resolve() / manifest.model).resolve())
+    folder = given or (None if manifest.model is None else home.resolve(manifest.model))
     if folder is None or not folder.is_dir():
         why = "its model was never saved" if folder is None else f"there is no model folder {folder}"
         raise ValueError(
-            f"{path}: {why}: give its model as model= / --model DIR; without one only embedding= works "
+            f"{home}: {why}: give its model as model= / --model DIR; without one only embedding= works "
             f"(fingerprint {manifest.fingerprint})"
         )
-    return check_model(path, manifest, load_encoder(folder))
+    return check_model(str(home), manifest, load_encoder(folder))

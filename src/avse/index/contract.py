@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from avse.images import PixelSpec
 from avse.index.where import Node
 
 Side = Literal["images", "texts"]
@@ -58,6 +59,17 @@ class Encoder(Protocol):
         """Return unit blocks (m, Q, C) of m sentences."""
 
 
+class PixelEncoder(Encoder, Protocol):
+    """An encoder that takes pixels, too, so that other processes can read the files."""
+
+    @property
+    def pixels(self) -> PixelSpec | None:
+        """How it wants its pixels, height H and width W among it; None where it reads no pictures."""
+
+    def encode_pixels(self, pixels: NDArray[np.float32], /) -> Blocks:
+        """Return unit blocks (n, P, C) of pixels (n, 3, H, W)."""
+
+
 class Hit(NamedTuple):
     """One answer: the id, its score, its payload; confidence and weak are filled by calibrated indexes only."""
 
@@ -77,11 +89,25 @@ class Skipped(NamedTuple):
 
 @dataclass(frozen=True)
 class AddReport:
-    """What an ``add`` did: entries written, entries left alone because they were there, inputs skipped."""
+    """What an ``add`` did, in pictures (files) or sentences.
+
+    Attributes:
+        added: New ones, embedded.
+        known: Left alone, because they are in the index as they are.
+        changed: Those whose content is another one than before; of sentences those whose line is another.
+        moved: Pictures whose content was in the index under a path that is gone.
+        duplicates: New paths of a content that is in the index under another path, too.
+        removed: Gone, and taken out of the index.
+        skipped: Inputs that are not in the index, and why.
+    """
 
     added: int
     known: int = 0
     skipped: tuple[Skipped, ...] = ()
+    changed: int = 0
+    moved: int = 0
+    duplicates: int = 0
+    removed: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,7 +146,7 @@ class Store(Protocol):
         """Return when everything added or deleted is on the disk."""
 
     def get(self, ids: Sequence[str]) -> tuple[list[str], Blocks, list[Payload]]:
-        """Return those of ``ids`` that are in the index, in the order asked, with blocks (n, P or Q, C) and payloads."""
+        """Return those of ``ids`` that are there, in the order asked, with blocks (n, P or Q, C) and payloads."""
 
     def entries(self) -> Iterator[list[tuple[str, Payload]]]:
         """Yield all ids with their payloads page by page, in memory that does not grow with the index."""

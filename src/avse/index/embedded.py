@@ -1,38 +1,43 @@
 """The default store: Qdrant Edge in this process, one multi-vector a picture, MaxSim by dot product, exact scan.
 
-MaxSim sums over the query's blocks, which is S for images; texts would need the sum over the document's, so they are
-refused (method, section 3). Ids become UUIDs (version 5), the true id lies beside the payload. One process owns a
-shard. Knows no model. Quirks of the engine this file works around: it matches ``True`` as 1, so truth values are kept a
-second time as words; its score threshold is exclusive; its errors are bare ``Exception``.
+One process owns a shard. After a clean close ``closed.json`` lists the files and their sizes, which the next opening
+compares; after a crash there is none, and the engine replays its log. Knows no model. Quirks of the engine this file
+works around: it opens a folder whose files were cut short without a word; its errors are bare ``Exception`` and panics
+that are not even that; it builds its graph whenever it is asked to clean up; a full disk kills the process.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import qdrant_edge as engine
 
+from avse.files import write_json
 from avse.index.contract import Blocks, Hit, Layout, Payload, StoreError
 from avse.index.lock import OwnerLock
-from avse.index.where import Compare, Node, has
+from avse.index.points import VECTOR, Kit, PointStore, check_side
+from avse.index.where import Node
 
 _log = logging.getLogger(__name__)
-_VECTOR = "blocks"
 _OPERATION_BYTES = 4 << 20  # of vectors in one operation, far below the log's segment of 32 MiB
 _HNSW_FROM_KIB = 2000  # of vectors in a segment: smaller ones are scanned, which is exact
-_SAMPLE = 200  # points that are read to find out which fields there are
-_BOUNDS = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
+_NEVER_KIB = 1 << 40
+_RESERVE_BYTES = 160 << 20  # a new segment and the log are sparse files of some 130 MiB
+_SIZES = "closed.json"
 
 
-class EmbeddedStore:
+class EmbeddedStore(PointStore):
     """A Qdrant Edge shard of (n, P, C) images."""
+
+    kit = Kit(engine, engine.RangeFloat, engine.RangeDateTime, engine.IsEmptyCondition)
 
     def __init__(self, folder: Path, layout: Layout, lock: OwnerLock) -> None:
         """Take the lock and open the shard in ``folder``; its log is replayed after a crash.
@@ -40,13 +45,13 @@ class EmbeddedStore:
         Raises:
             StoreError: Another process holds it, or it is damaged.
         """
-        self._folder, self._layout, self._lock = folder, layout, lock
+        super().__init__(layout)
+        self._folder, self._lock, self.place = folder, lock, str(folder)
         lock.acquire()
         try:
-            if not any((folder / "segments").glob("*")):  # the engine would open it as an empty one
-                raise StoreError(f"{folder} is damaged: it has no segments; make the index anew (--force)")
-            with _engine(folder, "opening"):
-                self._shard = engine.EdgeShard.load(str(folder))
+            self._check_files()
+            self._shard = self._load()
+            (folder / _SIZES).unlink(missing_ok=True)
         except BaseException:
             lock.release()
             raise
@@ -58,159 +63,140 @@ class EmbeddedStore:
         Raises:
             ValueError: The layout is of texts.
         """
-        if layout.side == "texts":
-            raise ValueError(
-                "an index of texts needs a sum over the document's blocks, the engine's MaxSim sums over the query's: "
-                "use the memory store (store='memory' / --store memory)"
-            )
-        vectors = engine.EdgeVectorParams(
-            size=layout.block_width,
-            distance=engine.Distance.Dot,
-            multivector_config=engine.MultiVectorConfig(engine.MultiVectorComparator.MaxSim),
-            datatype=engine.VectorStorageDatatype.Float32,
-        )
-        config = engine.EdgeConfig(
-            vectors={_VECTOR: vectors},
-            hnsw_config=engine.HnswIndexConfig(m=16, ef_construct=128, full_scan_threshold=_HNSW_FROM_KIB),
-            optimizers=engine.EdgeOptimizersConfig(indexing_threshold=_HNSW_FROM_KIB),
-        )
-        with _engine(folder, "creating"):
-            engine.EdgeShard.create(str(folder), config).close()
-
-    def __len__(self) -> int:
-        """Return the number of points."""
-        with _engine(self._folder, "counting"):
-            return self._shard.count(engine.CountRequest())
-
-    def add(self, ids: Sequence[str], blocks: Blocks, payloads: Sequence[Payload]) -> None:
-        """Upsert the points; each operation is in the engine's log before this returns."""
-        step = max(1, _OPERATION_BYTES // blocks[:1].nbytes) if ids else 1
-        for at in range(0, len(ids), step):
-            part = slice(at, at + step)
-            points = [_point(*entry) for entry in zip(ids[part], blocks[part], payloads[part])]
-            with _engine(self._folder, "adding"):
-                self._shard.update(engine.UpdateOperation.upsert_points(points))
-
-    def delete(self, ids: Sequence[str]) -> int:
-        """Delete the points that are there and return their number."""
-        gone = self.known(ids)
-        if gone:
-            with _engine(self._folder, "deleting"):
-                self._shard.update(engine.UpdateOperation.delete_points([_uuid(name) for name in sorted(gone)]))
-        return len(gone)
+        check_side(layout)
+        with _engine(str(folder), "creating"):
+            engine.EdgeShard.create(str(folder), _config(layout, _HNSW_FROM_KIB)).close()
 
     def flush(self) -> None:
         """Write the shard's segments to the disk, which also shortens its log."""
-        with _engine(self._folder, "flushing"):
+        with self._doing("flushing"):
             self._shard.flush()
 
-    def known(self, ids: Sequence[str]) -> set[str]:
-        """Look the ids up by their UUIDs."""
-        found: set[str] = set()
-        for at in range(0, len(ids), 1000):
-            points: list[engine.PointId] = [_uuid(name) for name in ids[at : at + 1000]]
-            with _engine(self._folder, "reading"):
-                records = self._shard.retrieve(points, with_payload=["id"], with_vector=False)
-            found.update((record.payload or {})["id"] for record in records)
-        return found
-
-    def fields(self, wanted: Sequence[str]) -> tuple[set[str], set[str]]:
-        """Count the points that have each field, and read the payloads of some hundred points."""
-        with _engine(self._folder, "reading"):
-            found = {name for name in wanted if self._shard.count(engine.CountRequest(filter=_having(name)))}
-            records, _ = self._shard.scroll(engine.ScrollRequest(limit=_SAMPLE, with_payload=["p"], with_vector=False))
-        payloads = [(record.payload or {})["p"] for record in records]
-        return found, {name for payload in payloads for name, value in payload.items() if has(value)}
+    def compact(self) -> None:
+        """Let the engine rewrite every segment that holds deleted points; a graph of such a segment goes with them."""
+        self.flush()
+        with self._doing("compacting"):
+            self._shard.close()
+        self._shard = self._load(_config(self._layout, _NEVER_KIB, deleted_threshold=1e-9, vacuum_min_vector_number=1))
+        with self._doing("compacting"):
+            self._shard.optimize()
+            self._shard.flush()
+            self._shard.close()
+        self._shard = self._load(_config(self._layout, _HNSW_FROM_KIB))
 
     def search(self, query: Blocks, k: int, where: Node | None, approximate: bool) -> list[Hit]:
-        """Ask the engine; ``approximate`` first builds its HNSW graph where it is missing and worth it (slow, once)."""
+        """Search; ``approximate`` first builds the HNSW graph where it is missing and worth it (slow, once)."""
         if approximate:
-            with _engine(self._folder, "building the HNSW graph"):
+            with self._doing("building the HNSW graph"):
                 began = time.monotonic()
                 if self._shard.optimize():
-                    _log.info("built the HNSW graph of %s in %.1f s", self._folder, time.monotonic() - began)
-        count = len(self)
-        if count == 0:
-            return []
-        found = self._nearest(query, min(k + 1, count), where, approximate)
-        if not approximate and k < len(found) and found[k].score == found[k - 1].score:  # a tie across the cut
-            below = float(np.nextafter(np.float32(found[k].score), np.float32(-np.inf)))
-            found = self._nearest(query, count, where, approximate, below)
-        hits = [Hit(point.payload["id"], point.score, point.payload["p"]) for point in found if point.payload]
-        return sorted(hits, key=lambda hit: (-hit.score, hit.id))[:k]
+                    _log.info("built the HNSW graph of %s in %.1f s", self.place, time.monotonic() - began)
+        return super().search(query, k, where, approximate)
 
     def close(self) -> None:
-        """Flush, close the shard and release the lock."""
+        """Flush, close the shard, note the sizes of its files and release the lock."""
         if self._lock.held:
             try:
                 self.flush()
-                self._shard.close()
+                with self._doing("closing"):
+                    self._shard.close()
+                write_json(self._folder / _SIZES, self._sizes())
             finally:
                 self._lock.release()
 
-    def _nearest(
-        self, query: Blocks, limit: int, where: Node | None, approximate: bool, above: float | None = None
-    ) -> list[engine.ScoredPoint]:
+    def _load(self, config: engine.EdgeConfig | None = None) -> engine.EdgeShard:
+        with self._doing("opening"):
+            return engine.EdgeShard.load(str(self._folder), config)
+
+    def _sizes(self) -> dict[str, int]:
+        files = sorted(path for path in self._folder.rglob("*") if path.is_file() and path.name not in (_SIZES, "lock"))
+        return {path.relative_to(self._folder).as_posix(): path.stat().st_size for path in files}
+
+    def _check_files(self) -> None:
+        way_out = "copy it back from a backup or make the index anew (--force)"
+        if not any((self._folder / "segments").glob("*")):  # the engine would open it as an empty one
+            raise StoreError(f"{self._folder} is damaged: it has no segments; {way_out}")
+        if not (self._folder / _SIZES).exists():
+            return
+        try:
+            sizes, found = dict(json.loads((self._folder / _SIZES).read_text("utf-8"))), self._sizes()
+        except (OSError, TypeError, ValueError) as error:
+            raise StoreError(f"{self._folder / _SIZES} is damaged ({error}): remove it to open without it") from error
+        for name, size in sizes.items():
+            if found.get(name) != size:
+                there = f"{found[name]} bytes" if name in found else "no such file"
+                raise StoreError(f"{self._folder / name} is damaged: {size} bytes expected, {there}; {way_out}")
+
+    def _upsert(self, points: Iterator[tuple[str, Blocks, Payload]], count: int) -> None:
+        row_bytes = 4 * self._layout.document[0] * self._layout.document[1]
+        free = shutil.disk_usage(self._folder).free
+        if free < _RESERVE_BYTES + 3 * count * row_bytes:  # its log, its segments and what a merge takes
+            raise StoreError(
+                f"{self._folder}: {free >> 20:,} MiB are free, too few to add {count:,} entries safely (the engine "
+                "dies when its disk is full); nothing is lost of what was there, make room and call again"
+            )
+        while part := [_point(*point) for point in islice(points, max(1, _OPERATION_BYTES // row_bytes))]:
+            with self._doing("adding"):
+                self._shard.update(engine.UpdateOperation.upsert_points(part))
+
+    def _remove(self, keys: Sequence[str]) -> None:
+        with self._doing("deleting"):
+            self._shard.update(engine.UpdateOperation.delete_points(list(keys)))
+
+    def _retrieve(self, keys: Sequence[str], payload: bool | list[str], vectors: bool) -> list[Any]:
+        with self._doing("reading"):
+            return self._shard.retrieve(list(keys), with_payload=payload, with_vector=vectors)
+
+    def _scroll(self, offset: Any, limit: int, payload: bool | list[str], vectors: bool) -> tuple[list[Any], Any]:
+        request = engine.ScrollRequest(offset=offset, limit=limit, with_payload=payload, with_vector=vectors)
+        with self._doing("reading"):
+            return self._shard.scroll(request)
+
+    def _count(self, condition: Any) -> int:
+        with self._doing("counting"):
+            return self._shard.count(engine.CountRequest(filter=condition))
+
+    def _nearest(self, query: Blocks, limit: int, condition: Any, exact: bool, above: float | None) -> list[Any]:
         vectors: Any = query  # arrays are taken as they are, and faster than the lists of the engine's stubs
         request = engine.QueryRequest(
             limit=limit,
-            query=engine.Query.Nearest(vectors, using=_VECTOR),
-            filter=to_filter(where) if where is not None else None,
-            params=engine.SearchParams(exact=not approximate),
+            query=engine.Query.Nearest(vectors, using=VECTOR),
+            filter=condition,
+            params=engine.SearchParams(exact=exact),
             score_threshold=above,
-            with_payload=True,
+            with_payload=False,
         )
-        with _engine(self._folder, "searching"):
+        with self._doing("searching"):
             return self._shard.query(request)
 
-
-def to_filter(node: Node) -> engine.Filter:
-    """Return a ``where`` tree as the engine's filter."""
-    if not isinstance(node, Compare):
-        parts: list[engine.ConditionType] = [to_filter(part) for part in node.parts]
-        return engine.Filter(must=parts) if node.every else engine.Filter(should=parts)
-    key = f'p."{node.field}"'
-    if node.op in _BOUNDS:
-        bounds = engine.RangeFloat(**{_BOUNDS[node.op]: node.values[0].number})
-        return engine.Filter(must=[engine.FieldCondition(key, range=bounds)])
-    equal: list[engine.ConditionType] = []
-    for value in node.values:
-        equal.append(engine.FieldCondition(key, match=engine.MatchValue(value.text)))
-        if value.number is not None:
-            bounds = engine.RangeFloat(gte=value.number, lte=value.number)
-            equal.append(engine.FieldCondition(key, range=bounds))
-        if value.flag is not None:
-            equal.append(engine.FieldCondition(f'flags."{node.field}"', match=engine.MatchValue(value.text)))
-    if node.op == "=":
-        return engine.Filter(should=equal)
-    return engine.Filter(must_not=[engine.IsEmptyCondition(key), *equal])
+    def _doing(self, what: str) -> Any:
+        return _engine(self.place, what)
 
 
-def _having(field: str) -> engine.Filter:
-    return engine.Filter(must_not=[engine.IsEmptyCondition(f'p."{field}"')])
+def _config(layout: Layout, graph_from_kib: int, **vacuum: Any) -> engine.EdgeConfig:
+    vectors = engine.EdgeVectorParams(
+        size=layout.block_width,
+        distance=engine.Distance.Dot,
+        multivector_config=engine.MultiVectorConfig(engine.MultiVectorComparator.MaxSim),
+        datatype=engine.VectorStorageDatatype.Float32,
+    )
+    return engine.EdgeConfig(
+        vectors={VECTOR: vectors},
+        hnsw_config=engine.HnswIndexConfig(m=16, ef_construct=128, full_scan_threshold=_HNSW_FROM_KIB),
+        optimizers=engine.EdgeOptimizersConfig(indexing_threshold=graph_from_kib, **vacuum),
+    )
 
 
-def _point(name: str, blocks: Blocks, payload: Payload) -> engine.Point:
-    vectors: Any = {_VECTOR: blocks}
-    kept: dict[str, Any] = {"id": name, "p": payload}
-    flags = {key: words for key, value in payload.items() if (words := _flags(value))}
-    if flags:
-        kept["flags"] = flags
-    return engine.Point(_uuid(name), vectors, kept)
-
-
-def _flags(value: Any) -> list[str]:
-    items = value if isinstance(value, list) else [value]
-    return [str(item).lower() for item in items if isinstance(item, bool)]
-
-
-def _uuid(name: str) -> uuid.UUID:
-    return uuid.uuid5(uuid.NAMESPACE_URL, name)
+def _point(key: str, blocks: Blocks, payload: Payload) -> engine.Point:
+    vectors: Any = {VECTOR: blocks}
+    return engine.Point(key, vectors, payload)
 
 
 @contextmanager
-def _engine(folder: Path, doing: str) -> Iterator[None]:
+def _engine(place: str, doing: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # the engine raises nothing narrower
-        raise StoreError(f"{folder}: the engine failed while {doing}: {error}") from error
+    except BaseException as error:  # the engine raises nothing narrower, and its panics are no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise StoreError(f"{place}: the engine failed while {doing}: {error}") from error

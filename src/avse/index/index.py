@@ -7,23 +7,21 @@ Checks what comes in, turns queries into blocks and leaves storing and searching
 from __future__ import annotations
 
 import difflib
+import json
 import os
-import secrets
-import shutil
-import sys
-import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from tqdm import tqdm
 
-from avse.files import replace_folder
-from avse.images import ImageSource, list_images
+from avse.files import write_json
+from avse.images import ImageSource
+from avse.index import journal
 from avse.index.binding import check_model, find_encoder, load_encoder
 from avse.index.contract import (
     AddReport,
@@ -39,23 +37,27 @@ from avse.index.contract import (
     check_ids,
     check_payload,
 )
-from avse.index.lock import OwnerLock
-from avse.index.manifest import STORES, Manifest, is_index, read_manifest, relative_folder
+from avse.index.feed import embed_files
+from avse.index.home import Home, find_home
+from avse.index.living import Embedder, Sync, progress_bar
+from avse.index.manifest import STORES, Manifest
 from avse.index.memory import MemoryStore
-from avse.index.pictures import embed_pictures, picture_ids
+from avse.index.pictures import Picture
+from avse.index.sentences import add_lines
 from avse.index.where import fields, parse
 
 SENTENCE_WEIGHT = 0.5
 """w of a sentence and a picture asked together: w·S/Q + (1-w)·S_II (method, section 3)."""
-_FLUSH_SECONDS = 5.0
+REPORT = "report.json"
+"""In the index's folder: what the last `Index.add_images` or `Index.prune` did, and what it skipped."""
 
 
 class Index:
     """An open index; made by `Index.create` or `Index.open`, best used as a context manager."""
 
-    def __init__(self, path: Path, manifest: Manifest, store: Store, model: Encoder | Path | None) -> None:
+    def __init__(self, home: Home, manifest: Manifest, store: Store, model: Encoder | Path | None) -> None:
         """Put the parts together; `create` and `open` are the ways in."""
-        self.path, self._manifest, self._store = path, manifest, store
+        self._home, self._manifest, self._store = home, manifest, store
         self._model = model if isinstance(model, Path) else None
         self._encoder = None if isinstance(model, Path) else model
 
@@ -65,67 +67,83 @@ class Index:
         path: str | Path,
         model: Encoder | str | Path,
         *,
-        store: str = "embedded",
+        store: str | None = None,
         side: Side = "images",
         source: str | Path | None = None,
         force: bool = False,
+        shards: int = 1,
+        replicas: int = 1,
     ) -> Index:
-        """Make an empty index in the new folder ``path`` and open it.
+        """Make an empty index in the new folder ``path``, or in a new collection of a Qdrant server, and open it.
 
         Args:
-            path: Where; a folder that is there is refused, unless it is empty or, with ``force``, an index.
+            path: Where; a folder that is there is refused, unless it is empty or, with ``force``, an index. Or
+                ``qdrant://host:port/name`` (``qdrant+https://…``; the API key comes from ``QDRANT_API_KEY``).
             model: The encoder, or the folder of a saved model.
-            store: "embedded" (Qdrant Edge) or "memory" (exact scan of a mapped file).
+            store: "embedded" (Qdrant Edge, by default) or "memory" (exact scan of a mapped file) for a folder,
+                "server" for a URL.
             side: What is held, "images" or "texts"; texts need the memory store.
             source: Folder that the payloads' "path" is relative to; `add_images` sets it by itself.
             force: Replace an index that is there.
+            shards: Shards the entries are spread over; the memory store has one.
+            replicas: Copies that a cluster keeps of each shard.
 
         Raises:
-            ValueError: Unknown store or side, or a store that cannot hold the side.
+            ValueError: Unknown store or side, a store that cannot hold the side, or a number that does not fit it.
             FileExistsError: ``path`` is in use and may not be replaced.
-            StoreError: The index to be replaced is open in a process.
+            StoreError: The index to be replaced is open in a process, or the server fails.
         """
-        path = Path(path)
+        home = find_home(path)
+        store = store or ("embedded" if home.folder else "server")
         if store not in STORES or side not in ("images", "texts"):
             raise ValueError(f"store {store!r}, side {side!r}: stores are {', '.join(STORES)}, sides images and texts")
-        _make_room(path, force)
+        if (store == "server") != (home.folder is None):
+            raise ValueError(f"store {store!r} does not go with {home}: an index on a server has a qdrant:// URL")
+        if min(shards, replicas) < 1 or (store == "memory" and shards > 1) or (store != "server" and replicas > 1):
+            raise ValueError(f"{shards} shards, {replicas} replicas do not go with the {store} store: leave them at 1")
+        home.check_room(force)
         encoder = load_encoder(model) if isinstance(model, (str, Path)) else model
         layout = Layout(side, encoder.num_image_blocks, encoder.num_text_blocks, encoder.block_width)
-        folder = relative_folder(Path(encoder.folder), path) if encoder.folder else None
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        temporary.mkdir(parents=True)
-        try:
-            if store == "memory":
-                MemoryStore.create(temporary / store)
-            else:
-                _embedded().create(temporary / store, layout)
-            root = relative_folder(Path(source), path) if source is not None else None
-            Manifest(store, layout, folder, encoder.fingerprint, root).write(temporary)
-            replace_folder(temporary, path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        return cls.open(path, encoder)
+        folder = home.relative(Path(encoder.folder)) if encoder.folder else None
+        root = home.relative(Path(source)) if source is not None else None
+        manifest = Manifest(store, layout, folder, encoder.fingerprint, root, shards, replicas)
+        home.create(manifest, force)
+        return cls(home, manifest, home.open(manifest), encoder)
 
     @classmethod
     def open(cls, path: str | Path, model: Encoder | str | Path | None = None) -> Index:
-        """Open the index in the folder ``path``; the model is loaded only when a query needs it.
+        """Open the index at ``path``, a folder or a URL; the model is loaded only when a query needs it.
 
         Args:
-            path: The index's folder.
+            path: The index's folder or ``qdrant://host:port/name``.
             model: An encoder, the folder of a saved model, or None for the folder the index remembers.
 
         Raises:
-            FileNotFoundError: No such folder.
+            FileNotFoundError: No such folder or collection.
             ValueError: ``model`` is not the one the index was made with.
-            StoreError: No index, damaged, of a later version, or open in another process.
+            StoreError: No index, damaged, of a later version, open in another process, or a server that fails.
         """
-        path = Path(path)
-        manifest = read_manifest(path)
+        home = find_home(path)
+        manifest = home.read()
         if model is not None and not isinstance(model, (str, Path)):
-            check_model(path, manifest, model)
-        lock, opener = OwnerLock(path), MemoryStore if manifest.store == "memory" else _embedded()
-        store: Store = opener(path / manifest.store, manifest.layout, lock)
-        return cls(path, manifest, store, Path(model) if isinstance(model, str) else model)
+            check_model(str(home), manifest, model)
+        return cls(home, manifest, home.open(manifest), Path(model) if isinstance(model, str) else model)
+
+    @property
+    def location(self) -> str:
+        """What messages call the index: its folder or URL."""
+        return str(self._home)
+
+    @property
+    def path(self) -> Path:
+        """The index's folder.
+
+        Raises:
+            ValueError: It is on a server.
+        """
+        if self._home.folder is None:
+            raise ValueError(f"{self.location} is on a server and has no folder of its own")
+        return self._home.folder
 
     @property
     def side(self) -> Side:
@@ -134,14 +152,24 @@ class Index:
 
     @property
     def store(self) -> str:
-        """Where it is held, "embedded" or "memory"."""
+        """Where it is held, "embedded", "memory" or "server"."""
         return self._manifest.store
+
+    @property
+    def shards(self) -> int:
+        """Over how many shards the entries are spread."""
+        return self._manifest.shards
+
+    @property
+    def layout(self) -> Layout:
+        """The side held and P, Q and C."""
+        return self._manifest.layout
 
     @property
     def source(self) -> Path | None:
         """The folder the pictures' paths are relative to; None before the first pictures came."""
         source = self._manifest.source
-        return None if source is None else (self.path.resolve() / source).resolve()
+        return None if source is None else self._home.resolve(source)
 
     @property
     def encoder(self) -> Encoder:
@@ -151,7 +179,7 @@ class Index:
             ValueError: It is not to be found, or not the one the index was made with.
         """
         if self._encoder is None:
-            self._encoder = find_encoder(self.path, self._manifest, self._model)
+            self._encoder = find_encoder(self._home, self._manifest, self._model)
         return self._encoder
 
     def add_images(
@@ -160,78 +188,76 @@ class Index:
         *,
         root: str | Path | None = None,
         batch_size: int = 32,
-        only_new: bool = False,
+        retry: bool = False,
         progress: bool = True,
+        embed: Embedder | None = None,
     ) -> AddReport:
-        """Embed pictures and add them under their paths relative to the index's folder of pictures.
+        """Bring a folder and the index together, or add single files; only what is new or changed is embedded.
 
-        Pictures that cannot be read are listed in the report. What was added is on the disk when this returns, and
-        every few seconds before. Payloads: path, name, folder, width, height (pixels, upright), bytes.
+        A path whose size and time are those the index knows is left alone. One content is one entry with all its
+        paths, under the first of them that came, relative to the index's folder of pictures. Of a folder also what is
+        gone is taken out. Pictures that cannot be read are listed in the report, and tried again once they change.
+        Whatever ends the process, what was shown as done is in the index; the next run goes on from there. Payloads:
+        path, paths, name, folder, width, height (pixels, upright), bytes, sha256, modified, date and year of EXIF.
 
         Args:
-            folder_or_paths: A folder, searched through, or single files.
+            folder_or_paths: A folder, the index's own or one in it, or files.
             root: The folder that ids are relative to; by default the given folder, or the files' common one.
             batch_size: Pictures encoded together.
-            only_new: Leave ids that are in the index alone.
+            retry: Try again what could not be read before.
+            progress: Show a bar on standard error.
+            embed: What embeds files, by default `avse.index.feed.embed_files` with the index's encoder.
+
+        Raises:
+            ValueError: An index of texts, a folder without pictures, or one outside the index's own.
+            StoreError: The index cannot be written; what was shown as done is in it.
+        """
+
+        def own(todo: Iterable[tuple[str, Path]]) -> Iterable[list[Picture | Skipped]]:
+            return embed_files(self.encoder, todo, batch_size=batch_size)
+
+        if not isinstance(folder_or_paths, (str, Path)):
+            paths = [Path(path) for path in folder_or_paths]
+            root = root or self.source or _common_folder(paths)
+            return self._sync(Path(root), paths, embed or own, retry, progress) if paths else AddReport(0)
+        folder = Path(folder_or_paths).resolve()
+        root = root or (self.source if self.source and folder.is_relative_to(self.source) else folder)
+        return self._sync(Path(root), folder, embed or own, retry, progress)
+
+    def prune(self, folder: str | Path | None = None, *, progress: bool = True) -> AddReport:
+        """Take out what is gone or has another content now, and give its space back; nothing is embedded.
+
+        Args:
+            folder: The index's own, which is the default, or one in it.
             progress: Show a bar on standard error.
 
         Raises:
-            ValueError: An index of texts, or pictures outside the folder of those that are in the index already.
+            ValueError, StoreError: As `add_images`; also for an index that never had a folder.
         """
-        self._want("images")
-        if isinstance(folder_or_paths, (str, Path)):
-            paths = list_images(folder_or_paths)
-            root = root or folder_or_paths
-        else:
-            paths = [Path(path) for path in folder_or_paths]
-            root = root or self.source or _common_folder(paths)
-        if not paths:
-            return AddReport(0)
-        named, skipped = picture_ids(paths, self._set_source(Path(root).resolve()))
-        known = self._store.known(list(named)) if only_new else set()
-        todo = [(name, path) for name, path in named.items() if name not in known]
-        added, flushed = 0, time.monotonic()
-        wait = 0.5 if sys.stderr.isatty() else 10.0
-        with tqdm(total=len(todo), unit="picture", disable=not progress, mininterval=wait, file=sys.stderr) as bar:
-            for at in range(0, len(todo), batch_size):
-                found, unreadable = embed_pictures(self.encoder.encode_images, todo[at : at + batch_size])
-                if found:
-                    ids, blocks, payloads = zip(*found)
-                    self._add(ids, np.stack(blocks), payloads)
-                if time.monotonic() - flushed > _FLUSH_SECONDS:
-                    self._store.flush()
-                    flushed = time.monotonic()
-                skipped += unreadable
-                added += len(found)
-                bar.update(len(found) + len(unreadable))
-        self._store.flush()
-        return AddReport(added, len(known), tuple(skipped))
+        if self.source is None:
+            raise ValueError(f"{self.location} has no folder of pictures to compare with")
+        report = self._sync(self.source, Path(folder or self.source).resolve(), None, False, progress)
+        self._store.compact()
+        return report
 
     def add_texts(
-        self, lines: Sequence[str], *, batch_size: int = 256, only_new: bool = False, progress: bool = True
+        self, lines: Sequence[str], *, batch_size: int = 256, prune: bool = False, progress: bool = True
     ) -> AddReport:
-        """Embed sentences and add each under itself as id; empty lines are listed, repeated ones are one entry.
+        """Embed sentences and add each under itself as id; those that are there only get their line's number.
+
+        Empty lines are listed, repeated ones are one entry. Payloads: text, line.
+
+        Args:
+            lines: Sentences.
+            batch_size: Sentences encoded together.
+            prune: Take out the sentences that are not in ``lines``.
+            progress: Show a bar on standard error.
 
         Raises:
-            ValueError: An index of images.
+            ValueError: An index of images, or nothing but empty lines to ``prune`` by.
         """
         self._want("texts")
-        numbers: dict[str, int] = {}
-        skipped = []
-        for number, line in enumerate(lines, start=1):
-            if text := line.strip():
-                numbers.setdefault(text, number)
-            else:
-                skipped.append(Skipped(f"line {number}", "empty"))
-        known = self._store.known(list(numbers)) if only_new else set()
-        new = [text for text in numbers if text not in known]
-        with tqdm(total=len(new), unit="text", disable=not progress, file=sys.stderr) as bar:
-            for at in range(0, len(new), batch_size):
-                part = new[at : at + batch_size]
-                self._add(part, self.encoder.encode_texts(part), [{"text": t, "line": numbers[t]} for t in part])
-                bar.update(len(part))
-        self._store.flush()
-        return AddReport(len(new), len(known), tuple(skipped))
+        return add_lines(self._store, self._add, lambda: self.encoder, lines, batch_size, prune, progress)
 
     def add_embeddings(
         self, ids: Sequence[str], blocks: ArrayLike, payloads: Sequence[Payload] | None = None
@@ -246,12 +272,14 @@ class Index:
         Raises:
             ValueError: Lengths that differ, ids twice, another shape, blocks that are not of unit length or not finite.
         """
+        self._forget_journal()
         self._add(ids, blocks, [{}] * len(ids) if payloads is None else payloads)
         self._store.flush()
         return AddReport(len(ids))
 
     def delete(self, ids: Sequence[str]) -> int:
         """Remove entries, on the disk when this returns; unknown ids are let be. Return how many were there."""
+        self._forget_journal()
         gone = self._store.delete(check_ids(ids))
         self._store.flush()
         return gone
@@ -259,6 +287,29 @@ class Index:
     def known(self, ids: Sequence[str]) -> set[str]:
         """Return those of ``ids`` that are in the index."""
         return self._store.known(ids)
+
+    def get(self, ids: Sequence[str]) -> tuple[list[str], Blocks, list[Payload]]:
+        """Return those of ``ids`` that are there, in the order asked, with blocks (n, P or Q, C) and payloads.
+
+        Raises:
+            StoreError: One of them is damaged.
+        """
+        return self._store.get(check_ids(ids))
+
+    def entries(self) -> Iterator[list[tuple[str, Payload]]]:
+        """Yield all ids with their payloads page by page, in memory that does not grow with the index."""
+        return self._store.entries()
+
+    def verify(self) -> Iterator[str]:
+        """Read everything and yield a sentence for each damage found; nothing where manifest and entries are whole."""
+        try:
+            self._home.read()
+        except OSError as error:
+            yield str(error)
+        yield from self._store.verify()
+        if self._home.folder and (self._home.folder / journal.NAME).is_file():
+            with closing(journal.Journal(self._home.folder / journal.NAME)) as kept:
+                yield from kept.check(self._store.entries())
 
     def search(
         self,
@@ -308,6 +359,20 @@ class Index:
         found = Path(os.path.normpath(source / path))
         return found if found.is_relative_to(source) else None
 
+    def facts(self) -> dict[str, object]:
+        """Return what the index is, in words and numbers, and what its last run did."""
+        manifest, layout = self._manifest, self.layout
+        facts: dict[str, object] = {"side": self.side, "store": self.store, "entries": len(self)}
+        facts |= {"blocks P, Q, width C": f"{layout.num_image_blocks}, {layout.num_text_blocks}, {layout.block_width}"}
+        facts |= {"model": manifest.model or "never saved", "fingerprint": manifest.fingerprint}
+        facts |= {"source": str(self.source or "none")}
+        report = self._home.folder and self._home.folder / REPORT
+        if report and report.is_file():
+            said = json.loads(report.read_text("utf-8"))
+            facts |= {"last run": said.pop("finished"), "skipped then": len(said.pop("skipped"))}
+            facts |= {f"{name} then": count for name, count in said.items() if count}
+        return facts
+
     def close(self) -> None:
         """Write what is left and let go of files and locks; again is harmless."""
         self._store.close()
@@ -328,15 +393,43 @@ class Index:
 
     def _want(self, side: Side) -> None:
         if self.side != side:
-            raise ValueError(f"{self.path} is an index of {self.side}: make another one for {side}")
+            raise ValueError(f"{self.location} is an index of {self.side}: make another one for {side}")
+
+    def _sync(
+        self, root: Path, what: Path | list[Path], embed: Embedder | None, retry: bool, progress: bool
+    ) -> AddReport:
+        self._want("images")
+        folder = self._home.folder
+        if isinstance(self._store, MemoryStore):
+            self._store.own()
+        with closing(journal.Journal(folder and folder / journal.NAME)) as kept:
+            root = root.resolve()
+            if self.source is not None:
+                self._set_source(root)
+            run = Sync(kept, root, self._store, self._add, retry=retry)
+            if isinstance(what, Path):
+                run.folder(what)
+            else:
+                run.files(what)
+            self._set_source(root)
+            with progress_bar(kept.planned(), "picture", progress) as bar:
+                run.run(embed, bar.update)
+            report = run.report()
+        if folder:
+            write_json(folder / REPORT, {**asdict(report), "finished": datetime.now(timezone.utc).isoformat()})
+        return report
+
+    def _forget_journal(self) -> None:
+        if self._home.folder:
+            journal.forget(self._home.folder)
 
     def _set_source(self, root: Path) -> Path:
         if self.source is None:
-            self._manifest = replace(self._manifest, source=relative_folder(root, self.path))
-            self._manifest.write(self.path)
+            self._manifest = replace(self._manifest, source=self._home.relative(root))
+            self._home.write(self._manifest)
         elif root != self.source:
             raise ValueError(
-                f"{self.path} holds the pictures of {self.source}, not of {root}: make another index, "
+                f"{self.location} holds the pictures of {self.source}, not of {root}: make another index, "
                 "or this one anew with force=True / --force"
             )
         return root
@@ -358,7 +451,7 @@ class Index:
         if query is None and image is None:
             raise ValueError("nothing to search for: give a sentence, image= or embedding=")
         if self.side == "texts" and query is not None:
-            raise ValueError(f"{self.path} is an index of texts, which answers pictures: give image=")
+            raise ValueError(f"{self.location} is an index of texts, which answers pictures: give image=")
         if query is not None and not query.strip():
             raise ValueError("the sentence to search for is empty")
         text = None if query is None else self.encoder.encode_texts([query])[0]
@@ -375,25 +468,6 @@ class Index:
 def _nearest(name: str, names: set[str]) -> str:
     close = difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(names)[:12]) or 'none'}"
-
-
-def _embedded() -> Any:  # the class EmbeddedStore, whose engine loads only when it is needed
-    from avse.index.embedded import EmbeddedStore
-
-    return EmbeddedStore
-
-
-def _make_room(path: Path, force: bool) -> None:
-    """Check that ``path`` may become an index."""
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    if not (path.is_dir() and is_index(path)):
-        raise FileExistsError(f"{path} is there and is no index: choose another name (even force leaves it alone)")
-    if not force:
-        raise FileExistsError(f"{path} is an index already: open it, or replace it with force=True / --force")
-    lock = OwnerLock(path)
-    lock.acquire()
-    lock.release()
 
 
 def _common_folder(paths: Sequence[Path]) -> str:

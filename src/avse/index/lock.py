@@ -39,18 +39,27 @@ class OwnerLock:
         """Take the lock, or keep it.
 
         Raises:
-            StoreError: Another one holds it; its process number is named where it can be read.
-            OSError: The lock file cannot be written (a read-only folder).
+            StoreError: Another one holds it, whose process number is named where it can be read; or the lock file
+                cannot be written (a read-only folder).
         """
         if self._handle is not None:
             return
         path = self._folder / "lock"
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise StoreError(
+                f"{self._folder} cannot be changed (nor searched, unless it is in the memory store): its lock file "
+                f"cannot be written ({error.strerror or error}): make the folder writable, or copy it to where you may"
+            ) from error
         try:
             _lock(handle)
         except OSError as error:
             os.close(handle)
-            raise StoreError(f"{self._folder} is in use by {_holder(path)}: close it there first") from error
+            raise StoreError(
+                f"{self._folder} is in use by {_holder(path)}: close it there first, "
+                "or ask a server that holds it (--url)"
+            ) from error
         os.ftruncate(handle, 0)
         os.write(handle, str(os.getpid()).encode())
         self._handle = handle

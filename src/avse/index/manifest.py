@@ -1,4 +1,7 @@
-"""``index.json``: what an index is, written last when it is made, checked first when it is opened."""
+"""``index.json``: what an index is, written last when it is made, checked first when it is opened.
+
+An index on a server has the same content as metadata of its collection.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +16,23 @@ from avse.index.contract import Layout, StoreError
 
 NAME = "index.json"
 FORMAT = "avse-index"
-VERSION = 1
-STORES = ("embedded", "memory")
+VERSION = 2
+"""2 (avse 0.4) has checksums of every entry and shards; 1 is read too."""
+STORES = ("embedded", "memory", "server")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of ``index.json``; folders are relative to the index's own where they can be.
+    """What an index says of itself; folders are relative to the index's own where they can be.
 
     Attributes:
-        store: "embedded" or "memory".
+        store: "embedded", "memory" or "server".
         layout: The side held and P, Q, C.
         model: Folder of the model, None if it was never saved.
         fingerprint: The model's.
         source: Folder the pictures' paths are relative to, None before the first.
+        shards: Number of shards the entries are spread over.
+        replicas: Copies a server keeps of each shard.
     """
 
     store: str
@@ -34,12 +40,17 @@ class Manifest:
     model: str | None
     fingerprint: str
     source: str | None = None
+    shards: int = 1
+    replicas: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content as `from_json` reads it."""
+        fields = asdict(self)
+        return {"format": FORMAT, "version": VERSION, "store": self.store, **fields.pop("layout"), **fields}
 
     def write(self, folder: Path) -> None:
         """Write ``folder/index.json`` atomically."""
-        fields = {"store": self.store, **asdict(self.layout)}
-        fields |= {"model": self.model, "fingerprint": self.fingerprint, "source": self.source}
-        write_json(folder / NAME, {"format": FORMAT, "version": VERSION, **fields})
+        write_json(folder / NAME, self.to_json())
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -54,18 +65,28 @@ def read_manifest(folder: Path) -> Manifest:
     if not is_index(folder):
         raise StoreError(f"{folder} is not an index: it has no {NAME}")
     try:
-        found = json.loads((folder / NAME).read_text("utf-8"))
+        return from_json(json.loads((folder / NAME).read_text("utf-8")), str(folder))
+    except ValueError as error:
+        raise StoreError(f"{folder / NAME} is damaged ({error}): make the index anew (--force)") from error
+
+
+def from_json(found: Any, place: str) -> Manifest:
+    """Return the manifest that was read from JSON.
+
+    Raises:
+        StoreError: It is of a later version; ``place`` is named.
+        ValueError: It is no manifest.
+    """
+    try:
         if found["format"] != FORMAT:
             raise ValueError(f"format {found['format']!r}, not {FORMAT!r}")
         if found["version"] > VERSION:
             raise StoreError(
-                f"{folder} has format version {found['version']}, this avse reads up to {VERSION}: update avse"
+                f"{place} has format version {found['version']}, this avse reads up to {VERSION}: update avse"
             )
-        return _from_json(found)
+        return _checked(found)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise StoreError(
-            f"{folder / NAME} is damaged ({type(error).__name__}: {error}): make the index anew (--force)"
-        ) from error
+        raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def is_index(folder: Path) -> bool:
@@ -81,15 +102,19 @@ def relative_folder(target: Path, folder: Path) -> str:
         return target.resolve().as_posix()
 
 
-def _from_json(found: dict[str, Any]) -> Manifest:
+def _checked(found: dict[str, Any]) -> Manifest:
     layout = Layout(found["side"], *(found[key] for key in ("num_image_blocks", "num_text_blocks", "block_width")))
     if layout.side not in ("images", "texts") or found["store"] not in STORES:
         raise ValueError(f"side {layout.side!r}, store {found['store']!r}")
-    if not all(isinstance(size, int) and size > 0 for size in (*layout.document, *layout.query)):
-        raise ValueError(f"block counts and width {layout.document}, {layout.query}")
+    shards, replicas = found.get("shards", 1), found.get("replicas", 1)
+    for size in (*layout.document, *layout.query, shards, replicas):
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(
+                f"block counts and width {layout.document}, {layout.query}, shards {shards}, replicas {replicas}"
+            )
     if not isinstance(found["fingerprint"], str):
         raise TypeError(f"fingerprint {found['fingerprint']!r}")
     for key in ("model", "source"):
         if not isinstance(found[key], (str, type(None))):
             raise TypeError(f"{key} {found[key]!r}")
-    return Manifest(found["store"], layout, found["model"], found["fingerprint"], found["source"])
+    return Manifest(found["store"], layout, found["model"], found["fingerprint"], found["source"], shards, replicas)

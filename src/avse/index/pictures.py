@@ -1,20 +1,17 @@
-"""Pictures on their way into an index: named, embedded in batches, with their payloads; broken ones are set aside.
-
-The encoder reads the files itself, so that a stored row is the row ``encode_images`` gives for that path. Knows no
-store.
-"""
+"""What an index keeps of a picture, and the pictures on their way into one. Knows no store and no encoder."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import ExifTags, Image
 
-from avse.images import ImageError
-from avse.index.contract import Blocks, Payload, Skipped, is_unicode
+from avse.images import ImageError, open_image
+from avse.index.contract import Blocks, Payload, Skipped
 
 
 class Picture(NamedTuple):
@@ -23,26 +20,6 @@ class Picture(NamedTuple):
     id: str
     blocks: Blocks
     payload: Payload
-
-
-def picture_ids(paths: Sequence[Path], root: Path) -> tuple[dict[str, Path], list[Skipped]]:
-    """Return the paths under their ids, relative posix paths, and those whose name is not valid unicode.
-
-    Raises:
-        ValueError: A path does not lie below ``root``.
-    """
-    named: dict[str, Path] = {}
-    skipped = []
-    for path in paths:
-        absolute = path.parent.resolve() / path.name
-        if not absolute.is_relative_to(root):
-            raise ValueError(f"{path} does not lie in {root}, the folder of this index: make another index for it")
-        name = absolute.relative_to(root).as_posix()
-        if is_unicode(name):
-            named[name] = absolute
-        else:
-            skipped.append(Skipped(name.encode("utf-8", "backslashreplace").decode(), "the name is not valid unicode"))
-    return named, skipped
 
 
 def embed_pictures(
@@ -60,16 +37,70 @@ def embed_pictures(
     return [picture for found, _ in parts for picture in found], [skip for _, lost in parts for skip in lost]
 
 
-def picture_payload(name: str, path: Path) -> Payload:
-    """Return what an index keeps of a picture that could be read: path, name, folder, width, height, bytes."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the encoder kept to its own cap
-        with Image.open(path) as image:
-            width, height = image.size
-            try:
-                turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-            except Exception:  # a damaged EXIF block says nothing
-                turned = False
+def picture_payload(name: str, path: Path, opened: Image.Image | None = None) -> Payload:
+    """Return what an index keeps of a picture that could be read.
+
+    That is path, paths, name, folder, width, height (pixels, upright), bytes, modified (UTC), and where its EXIF block
+    says so, date (as ISO 8601, of the camera's clock) and year. ``opened`` is the file as `open_image` gave it, where
+    someone has it; only its header is read.
+    """
+    with open_image(path) if opened is None else nullcontext(opened) as image:
+        width, height = image.size
+        turned, taken = _exif(image)
+    facts = path.stat()
+    size = {"width": height if turned else width, "height": width if turned else height, "bytes": facts.st_size}
+    dated = {} if taken is None else {"date": taken.isoformat(), "year": taken.year}
+    return {**path_payload(name, [name]), **size, "modified": iso_time(facts.st_mtime_ns // 1000), **dated}
+
+
+def path_payload(name: str, paths: list[str]) -> Payload:
+    """Return the part of a payload that says where a picture lies: path, its name and folder, and all paths."""
     folder, _, last = name.rpartition("/")
-    size = {"width": height if turned else width, "height": width if turned else height, "bytes": path.stat().st_size}
-    return {"path": name, "name": last, "folder": folder, **size}
+    return {"path": name, "paths": paths, "name": last, "folder": folder}
+
+
+def iso_time(microseconds: int) -> str:
+    """Return microseconds since 1970 as ISO 8601 in UTC, with all six digits; empty where no calendar has that time.
+
+    >>> iso_time(1_560_000_000_000_001)
+    '2019-06-08T13:20:00.000001+00:00'
+    """
+    try:
+        return datetime.fromtimestamp(microseconds // 1_000_000, timezone.utc).isoformat()[:19] + (
+            f".{microseconds % 1_000_000:06d}+00:00"
+        )
+    except (ValueError, OverflowError, OSError):
+        return ""
+
+
+def microseconds(text: object) -> int | None:
+    """Return the microseconds since 1970 that `iso_time` gave ``text`` for; None where it did not.
+
+    >>> microseconds("2019-06-08T13:20:00.000001+00:00")
+    1560000000000001
+    """
+    try:
+        return round(datetime.fromisoformat(str(text)).replace(microsecond=0).timestamp()) * 1_000_000 + int(
+            str(text)[20:26]
+        )
+    except ValueError:
+        return None
+
+
+def _exif(image: Image.Image) -> tuple[bool, datetime | None]:
+    """Tell whether the picture lies on its side, and when it was taken; a damaged EXIF block says nothing."""
+    turned, taken = False, None
+    try:
+        exif = image.getexif()
+        turned = exif.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        taken = _moment(exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal))
+    except Exception:  # Pillow's reader of EXIF raises anything on damaged blocks
+        pass
+    return turned, taken
+
+
+def _moment(value: Any) -> datetime | None:
+    try:
+        return datetime.strptime(str(value).strip("\0 "), "%Y:%m:%d %H:%M:%S")
+    except ValueError:
+        return None

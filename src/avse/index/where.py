@@ -3,8 +3,9 @@
 ``year >= 2019 and (folder = sea or not name in ("a b.jpg", c.jpg))``: a field, one of = != < <= > >= in, and a value or
 a list of values, joined by and, or, not and parentheses; "and" binds closer than "or". Fields and values are bare words
 or quoted. A bare 2019 equals the number and the text "2019", a bare true the truth value and the text; what is quoted
-is text. Order is for numbers. A field that is missing, null or an empty list matches nothing, under "not" too, which
-is pushed down to the comparisons. Of a list in the payload any item may match.
+is text. Order is for numbers and for dates: 2019-06-01, or quoted "2019-06-01T12:30:00" with or without an offset (UTC
+is meant without one), against texts that are dates. A field that is missing, null or an empty list matches nothing,
+under "not" too, which is pushed down to the comparisons. Of a list in the payload any item may match.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 MAX_LENGTH = 1000
 MAX_DEPTH = 50
 
-_ORDER: dict[str, Callable[[float, float], bool]] = {
+_ORDER: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
 }  # fmt: skip
 _NEGATED = {"=": "!=", "!=": "=", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
+_DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)?)?", re.ASCII)
 _TOKEN = re.compile(  # each alternative begins with another character, so it reads in linear time
     r"""\s*(?:(?P<sign>[=<>!]+)|(?P<mark>[(),])|(?P<text>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|(?P<word>[^\s(),"'=<>!]+))""",
     re.DOTALL,
@@ -30,11 +33,12 @@ _TOKEN = re.compile(  # each alternative begins with another character, so it re
 
 
 class Value(NamedTuple):
-    """One literal: its text, and what a bare word may mean besides."""
+    """One literal: its text, and what a bare word may mean besides; the date is also that of a quoted text."""
 
     text: str
     number: float | None = None
     flag: bool | None = None
+    date: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,9 @@ def matches(node: Node, payload: dict[str, Any]) -> bool:
         return False
     items = found if isinstance(found, list) else [found]
     if node.op in _ORDER:
-        return any(_is_number(item) and _ORDER[node.op](float(item), node.values[0].number or 0.0) for item in items)
+        limit = node.values[0].number if node.values[0].date is None else node.values[0].date
+        found = (_moment(item) if isinstance(limit, datetime) else _number(item) for item in items)
+        return any(item is not None and _ORDER[node.op](item, limit) for item in found)
     return any(_equal(item, value) for item in items for value in node.values) == (node.op == "=")
 
 
@@ -103,14 +109,27 @@ def fields(node: Node) -> list[str]:
     return list(dict.fromkeys(name for part in node.parts for name in fields(part)))
 
 
-def _is_number(item: object) -> bool:
-    return isinstance(item, (int, float)) and not isinstance(item, bool)
+def _number(item: object) -> float | None:
+    return float(item) if isinstance(item, (int, float)) and not isinstance(item, bool) else None
+
+
+def _moment(item: object) -> datetime | None:
+    if not isinstance(item, str) or not _DATE.fullmatch(item):
+        return None
+    whole, _, rest = item.replace("Z", "+00:00").partition(".")  # Python 3.10 reads neither Z nor odd fractions
+    digits = re.match(r"\d*", rest)
+    fraction = digits[0] if digits else ""
+    try:
+        found = datetime.fromisoformat(f"{whole}.{fraction:0<6}{rest[len(fraction) :]}" if rest else whole)
+    except ValueError:
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=timezone.utc)
 
 
 def _equal(item: Any, value: Value) -> bool:
     if isinstance(item, (str, bool)):
         return item == value.text if isinstance(item, str) else item is value.flag
-    return _is_number(item) and value.number is not None and float(item) == value.number
+    return value.number is not None and _number(item) == value.number
 
 
 def _bare(text: str) -> Value:
@@ -118,7 +137,8 @@ def _bare(text: str) -> Value:
         number = float(text) if set(text) <= set("0123456789+-.eE") else math.inf
     except ValueError:
         number = math.inf
-    return Value(text, number if math.isfinite(number) else None, {"true": True, "false": False}.get(text))
+    flag = {"true": True, "false": False}.get(text)
+    return Value(text, number if math.isfinite(number) else None, flag, _moment(text))
 
 
 class _Parser:
@@ -174,7 +194,7 @@ class _Parser:
         if op == "in":
             op, values = "=", self.values()
         else:
-            values = (self.value("a number" if op in _ORDER else "a value", op in _ORDER),)
+            values = (self.value("a number or a date" if op in _ORDER else "a value", op in _ORDER),)
         return Compare(field, _NEGATED[op] if negate else op, values)
 
     def values(self) -> tuple[Value, ...]:
@@ -185,10 +205,10 @@ class _Parser:
         self.accept(")", "')'")
         return tuple(found)
 
-    def value(self, wanted: str, numeric: bool = False) -> Value:
+    def value(self, wanted: str, ordered: bool = False) -> Value:
         text = re.sub(r"\\(.)", r"\1", self.token[1:-1], flags=re.DOTALL)
-        found = _bare(self.token) if self.kind == "word" else Value(text)
-        if self.kind not in ("word", "text") or (numeric and found.number is None):
+        found = _bare(self.token) if self.kind == "word" else Value(text, date=_moment(text))
+        if self.kind not in ("word", "text") or (ordered and found.number is None and found.date is None):
             raise self.fail(wanted)
         self.advance()
         return found

@@ -21,7 +21,7 @@ from avse.scoring.int8 import Quantised
 
 Precision = Literal["fp32", "bf16", "int8"]
 PRECISIONS = ("fp32", "bf16", "int8")
-TILE = {"fp32": (256, 1024), "bf16": (512, 1024), "int8": (512, 1024)}
+TILE = {"fp32": (512, 512), "bf16": (1024, 1024), "int8": (512, 1024)}
 """Images and text blocks of a tile, where there are so many texts."""
 _MOST_IMAGES = 4096
 """Images of a tile against a few texts."""

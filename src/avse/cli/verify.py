@@ -1,0 +1,59 @@
+"""``avse verify``: read an index, or a model folder, from end to end, and name every damage."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from avse.cli.common import add_json, emit
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("path", metavar="PATH", help="an index (a folder, or qdrant://host/name) or a model folder")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print each damage on a line, or that all is whole; return 1 for damage.
+
+    Raises:
+        ValueError: Neither an index nor a model folder.
+    """
+    damages = 0
+    for damage in _damages(args.path):
+        damages += 1
+        if not args.json:
+            print(damage)
+        else:
+            emit({"path": args.path, "damage": damage})
+    if args.json:
+        emit({"path": args.path, "whole": not damages, "damages": damages})
+    elif not damages:
+        print(f"{args.path}: whole")
+    return 1 if damages else 0
+
+
+def _damages(path: str) -> Iterator[str]:
+    from avse.files import MANIFEST, find_damages
+    from avse.index.manifest import is_index
+
+    if "://" in path or is_index(Path(path)):
+        yield from _index_damages(path)
+    elif (Path(path) / MANIFEST).exists():
+        yield from map(str, find_damages(path))
+    else:
+        raise ValueError(f"{path} is neither an index nor a model folder of avse (no index.json, no {MANIFEST})")
+
+
+def _index_damages(path: str) -> Iterator[str]:
+    from avse.index import Index
+
+    try:
+        index = Index.open(path)
+    except OSError as error:
+        yield str(error)
+        return
+    with index:
+        yield from index.verify()
