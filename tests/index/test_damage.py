@@ -48,7 +48,10 @@ def test_a_flipped_bit_in_the_blocks_is_found(filled, unit):
     said, searched = _complaints(path, unit(1, 2, 8)[0])
     assert len(said) == 1
     for text in (*said, searched):
-        assert "'picture 3' is damaged (its blocks have another checksum): add it again or delete it" in text
+        assert (
+            "'picture 3' is damaged (its blocks have another checksum): take it out (--delete ID) and index again"
+            in text
+        )
     with Index.open(path) as index:
         with pytest.raises(StoreError, match="'picture 3'"):
             index.get(IDS)

@@ -166,6 +166,23 @@ def test_prune_needs_neither_model_nor_folder(out, pictures, saved_model, store,
     assert main(["index", str(pictures), "--out", str(out)]) == 1 and "no model folder" in capsys.readouterr().err
 
 
+def test_single_entries_are_taken_out_and_come_back(out, pictures, saved_model, store, capsys):
+    make = ["index", str(pictures), "--out", str(out), "--model", str(saved_model), "--store", store]
+    main(make)
+    capsys.readouterr()
+    assert main(["index", "--out", str(out), "--delete", "a.png", "--delete", "2019/c.png", "--json"]) == 0
+    (report,) = _json(capsys)
+    assert (report["removed"], report["entries"]) == (2, 4)
+    with Index.open(out) as index:
+        assert index.known(["a.png", "2019/c.png", "b.jpg"]) == {"b.jpg"}
+    assert main(["index", "--out", str(out), "--delete", "a.png"]) == 1
+    assert main(["index", str(pictures), "--out", str(out), "--delete", "a.png"]) == 2
+    capsys.readouterr()
+    assert main([*make, "--json"]) == 0
+    (report,) = _json(capsys)
+    assert (report["added"], report["known"], report["entries"]) == (2, 4, 6)
+
+
 def test_a_file_of_queries(tmp_path, out, pictures, saved_model, capsys):
     main(["index", str(pictures), "--out", str(out), "--model", str(saved_model)])
     (tmp_path / "q.txt").write_text("a red dog\n\n  the sea \n", "utf-8")

@@ -245,5 +245,8 @@ def test_the_command_line(server, photos, capsys):
     (photos / "a.png").unlink()
     assert main(["index", "--prune", str(photos), *asked]) == 0
     assert capsys.readouterr().out == f"{server.url}: 1 removed, 2 unchanged\n"
+    assert main(["index", "--delete", "b/c.png", "--delete", "nothing.png", *asked]) == 0
+    assert capsys.readouterr().out == f"{server.url}: 1 removed\n"
+    assert main(["index", "--delete", "b/c.png", *asked]) == 1
     assert main(["search", "a dog", "--url", server.url, "--token", "wrong"]) == 1
     assert "refuses the token" in capsys.readouterr().err

@@ -59,6 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prune", action="store_true", help="only take out what is gone or changed, and free its space; needs no model"
     )
+    parser.add_argument(
+        "--delete",
+        metavar="ID",
+        action="append",
+        help="only take out this entry (may be repeated); a picture still in the folder comes back with the next run",
+    )
     parser.add_argument("--retry", action="store_true", help="try again what could not be read before")
     parser.add_argument(
         "--shards", type=positive_int, metavar="N", help="spread a new index over N shards (folders, or a server's)"
@@ -93,6 +99,8 @@ def run(args: argparse.Namespace) -> int:
     prepare_process()
     if (args.out is None) == (args.url is None):
         raise MisuseError("give --out INDEX, or --url URL of a running server")
+    if args.delete:
+        return _delete(args)
     if args.source is None and (args.url or not args.prune):
         raise MisuseError("give a FOLDER of pictures (only --prune of a local index knows it by itself)")
     if args.ray is not None and (args.url or args.prune or args.device):
@@ -126,6 +134,23 @@ def run(args: argparse.Namespace) -> int:
             return embed_files(index.encoder, todo, batch_size=args.batch_size)
 
         return _done(args, index, index.add_images(source, retry=args.retry, embed=embed))
+
+
+def _delete(args: argparse.Namespace) -> int:
+    """Take out single entries; return 1 if none of them was there."""
+    from avse.index import AddReport, Index
+    from avse.index.remote import Remote
+
+    if args.source is not None or args.prune or args.ray is not None:
+        raise MisuseError("--delete goes without a FOLDER, --prune and --ray")
+    if args.url:
+        gone = sum(Remote(args.url, args.token).delete(name) for name in args.delete)
+        _print(args, {"index": args.url}, AddReport(0, removed=gone), "")
+        return 0 if gone else 1
+    with Index.open(args.out) as index:
+        gone = index.delete(args.delete)
+        _done(args, index, AddReport(0, removed=gone))
+    return 0 if gone else 1
 
 
 def _embed_with_ray(

@@ -214,7 +214,9 @@ class PointStore(ABC):
         return Entry(name, blocks, payload)
 
     def _damaged(self, name: Any, what: str) -> DamagedError:
-        return DamagedError(f"{self.place}: entry {name!r} is damaged ({what}): add it again or delete it")
+        return DamagedError(
+            f"{self.place}: entry {name!r} is damaged ({what}): take it out (--delete ID) and index again"
+        )
 
 
 def to_filter(node: Node, kit: Kit) -> Any:

@@ -115,9 +115,10 @@ class Remote:
             )
         return status == 201
 
-    def delete(self, path: str) -> None:
-        """Take a path out, if it is there."""
-        self._ask("DELETE", f"/api/images/{quote(path, safe='')}")
+    def delete(self, path: str) -> bool:
+        """Take a path out, and tell whether it was there."""
+        status, _ = self._ask("DELETE", f"/api/images/{quote(path, safe='')}")
+        return status != 404
 
     def _ask(
         self, method: str, path: str, body: bytes | IO[bytes] | None = None, kind: str = "", length: int | None = None

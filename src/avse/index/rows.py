@@ -278,7 +278,7 @@ class Rows:
         return self._damage(line[_ID_AT:80].decode("utf-8", "backslashreplace"), "its line has another checksum")
 
     def _damage(self, name: str, what: str) -> str:
-        return f"{self._folder}: entry {name!r} is damaged ({what}): add it again or delete it"
+        return f"{self._folder}: entry {name!r} is damaged ({what}): take it out (--delete ID) and index again"
 
     def _extend_columns(self, wanted: Sequence[str]) -> None:
         columns = [(name, self._columns.setdefault(name, _Column())) for name in wanted]
