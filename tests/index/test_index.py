@@ -32,6 +32,20 @@ def test_nothing_is_replaced_without_force(tmp_path, encoder, store, unit):
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
 
 
+def test_an_index_made_meanwhile_is_not_replaced(tmp_path, encoder, store, unit, monkeypatch):
+    def slow(folder):  # another process is faster while this one loads its model
+        with Index.create(tmp_path / "i", encoder, store=store) as other:
+            other.add_embeddings(["a"], unit(1, 4, 8))
+        return encoder
+
+    monkeypatch.setattr("avse.index.index.load_encoder", slow)
+    with pytest.raises(FileExistsError, match="an index already"):
+        Index.create(tmp_path / "i", "model", store=store)
+    with Index.open(tmp_path / "i") as index:
+        assert len(index) == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["i"]
+
+
 def test_unknown_stores_and_sides(tmp_path, encoder):
     for arguments in ({"store": "cloud"}, {"side": "sounds"}):
         with pytest.raises(ValueError, match="stores are embedded, memory, server, sides images and texts"):

@@ -382,6 +382,47 @@ def test_verify_finds_what_the_journal_has_and_the_store_has_not(index, photos, 
     assert [line for line in index.verify() if "a/0.png" in line]
 
 
+@pytest.mark.parametrize("store", ["memory"])  # the engine packs payloads
+def test_verify_names_damaged_entries_beside_a_journal(index, photos, embed):
+    run(index, photos, embed)
+    index.close()
+    (lines,) = index.path.rglob("rows.jsonl")
+    lines.write_bytes(lines.read_bytes().replace(b'"width":5', b'"width":6', 2))
+    with Index.open(index.path) as again:
+        said = list(again.verify())
+    assert ["its line has another checksum" in line for line in said[:2]] == [True, True]
+    assert said[2].startswith("the journal was not compared") and len(said) == 3
+
+
+def test_verify_says_what_is_wrong_with_the_journal_and_leaves_it(index, photos, embed, encoder):
+    run(index, photos, embed)
+    kept = index.path / "journal.sqlite"
+    whole = kept.read_bytes()
+    kept.write_bytes(b"x" + whole[1:])
+    (said,) = index.verify()
+    assert "not a database" in said and "made anew" in said and kept.read_bytes()[:1] == b"x"
+    content = state(index)["a/0.png"]["sha256"].encode()
+    kept.write_bytes(whole.replace(content, b"0" * 64, 1))  # in one of the tables and indexes that have it
+    assert any("journal.sqlite is damaged" in line for line in index.verify())
+    kept.unlink()
+    assert run(index, photos, embed) == {"known": 6} and embed.asked == []
+    check(index, photos, encoder)
+
+
+def test_another_process_cannot_take_the_journal_away(tmp_path, photos, encoder, embed, unit):
+    with Index.create(tmp_path / "i", encoder, store="memory") as index:
+        run(index, photos, embed)
+        with Index.open(tmp_path / "i") as other:
+            for change in (
+                lambda: other.delete(["a/0.png"]),
+                lambda: other.add_embeddings(["x"], unit(1, 4, 8)),
+            ):
+                with pytest.raises(StoreError, match="in use"):
+                    change()
+            assert list(other.verify()) == []
+        assert (tmp_path / "i" / "journal.sqlite").exists()
+
+
 def test_every_store_lives(place, photos, embed, encoder):
     with Index.create(place.path, encoder, **place.arguments) as index:
         assert run(index, photos, embed) == {"added": 6}

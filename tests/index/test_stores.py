@@ -65,6 +65,24 @@ def test_filter_is_exact_too(index, unit, score):
     assert index.search(embedding=query, where="year > 2009") == []
 
 
+def test_a_filter_asked_again_sees_every_change(index, unit):
+    blocks, query = unit(4, 4, 8), unit(1, 2, 8)[0]
+
+    def matching():
+        return sorted(hit.id for hit in index.search(embedding=query, where="n = 1"))
+
+    index.add_embeddings(["a", "b", "c"], blocks[:3], [{"n": 1}, {"n": 2}, {"n": 1}])
+    assert matching() == matching() == ["a", "c"]
+    index.add_embeddings(["d", "a"], blocks[2:], [{"n": 1}, {"n": 2}])
+    assert matching() == ["c", "d"]
+    index.delete(["c", "d"])
+    assert matching() == []
+    index.add_embeddings(["b"], blocks[:1], [{"n": 1}])
+    assert matching() == ["b"]
+    for number in range(40):  # more filters than are kept
+        assert len(index.search(embedding=query, where=f"n = {number}")) == (number in (1, 2))
+
+
 def test_an_id_that_is_there_is_replaced(index, unit, score):
     ids, _ = _filled(index, unit)
     (blocks,) = unit(1, 4, 8, seed=77)

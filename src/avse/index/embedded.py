@@ -20,10 +20,10 @@ from typing import Any
 
 import qdrant_edge as engine
 
-from avse.files import write_json
+from avse.files import sync_folder, write_json
 from avse.index.contract import Blocks, Hit, Layout, Payload, StoreError
 from avse.index.lock import OwnerLock
-from avse.index.points import VECTOR, Kit, PointStore, check_side
+from avse.index.points import VECTOR, Kit, PointStore, check_side, to_filter
 from avse.index.where import Node
 
 _log = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ _HNSW_FROM_KIB = 2000  # of vectors in a segment: smaller ones are scanned, whic
 _NEVER_KIB = 1 << 40
 _RESERVE_BYTES = 160 << 20  # a new segment and the log are sparse files of some 130 MiB
 _SIZES = "closed.json"
+_FILTERS = 16  # of which the matching entries are known at once
 
 
 class EmbeddedStore(PointStore):
@@ -47,11 +48,13 @@ class EmbeddedStore(PointStore):
         """
         super().__init__(layout)
         self._folder, self._lock, self.place = folder, lock, str(folder)
+        self._matching: dict[Node, engine.Filter] = {}
         lock.acquire()
         try:
             self._check_files()
             self._shard = self._load()
             (folder / _SIZES).unlink(missing_ok=True)
+            sync_folder(folder)  # or it might be there again after a power failure, with sizes that are no longer true
         except BaseException:
             lock.release()
             raise
@@ -127,7 +130,19 @@ class EmbeddedStore(PointStore):
                 there = f"{found[name]} bytes" if name in found else "no such file"
                 raise StoreError(f"{self._folder / name} is damaged: {size} bytes expected, {there}; {way_out}")
 
+    def _condition(self, where: Node) -> engine.Filter:
+        """Return the ids that match, in place of a filter for which the engine reads every payload at every search."""
+        if where not in self._matching:
+            asked = engine.ScrollRequest(limit=max(1, len(self)), filter=to_filter(where, self.kit), with_payload=False)
+            with self._doing("filtering"):
+                ids = {point.id for point in self._shard.scroll(asked)[0]}
+            if len(self._matching) == _FILTERS:
+                self._matching.clear()
+            self._matching[where] = engine.Filter(must=[engine.HasIdCondition(ids)])
+        return self._matching[where]
+
     def _upsert(self, points: Iterator[tuple[str, Blocks, Payload]], count: int) -> None:
+        self._matching.clear()
         row_bytes = 4 * self._layout.document[0] * self._layout.document[1]
         free = shutil.disk_usage(self._folder).free
         if free < _RESERVE_BYTES + 3 * count * row_bytes:  # its log, its segments and what a merge takes
@@ -140,6 +155,7 @@ class EmbeddedStore(PointStore):
                 self._shard.update(engine.UpdateOperation.upsert_points(part))
 
     def _remove(self, keys: Sequence[str]) -> None:
+        self._matching.clear()
         with self._doing("deleting"):
             self._shard.update(engine.UpdateOperation.delete_points(list(keys)))
 

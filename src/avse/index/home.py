@@ -89,6 +89,7 @@ class FolderHome:
             else:
                 _embedded().create(temporary / manifest.store, manifest.layout)
             manifest.write(temporary)
+            self.check_room(force)  # another process may have made one while this one loaded its model
             replace_folder(temporary, self._folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

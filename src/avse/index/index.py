@@ -33,6 +33,7 @@ from avse.index.contract import (
     Side,
     Skipped,
     Store,
+    StoreError,
     check_blocks,
     check_ids,
     check_payload,
@@ -301,15 +302,25 @@ class Index:
         return self._store.entries()
 
     def verify(self) -> Iterator[str]:
-        """Read everything and yield a sentence for each damage found; nothing where manifest and entries are whole."""
+        """Read everything and yield a sentence for each damage found; nothing where manifest and entries are whole.
+
+        The journal is left out where another process is changing the index, or none may.
+        """
         try:
             self._home.read()
         except OSError as error:
             yield str(error)
         yield from self._store.verify()
         if self._home.folder and (self._home.folder / journal.NAME).is_file():
-            with closing(journal.Journal(self._home.folder / journal.NAME)) as kept:
-                yield from kept.check(self._store.entries())
+            try:
+                self._own()
+            except StoreError:
+                return
+            try:
+                with closing(journal.Journal(self._home.folder / journal.NAME, anew=False)) as kept:
+                    yield from kept.check(self._store.entries())
+            except StoreError as error:
+                yield f"the journal was not compared with the entries ({error})"
 
     def search(
         self,
@@ -368,9 +379,12 @@ class Index:
         facts |= {"source": str(self.source or "none")}
         report = self._home.folder and self._home.folder / REPORT
         if report and report.is_file():
-            said = json.loads(report.read_text("utf-8"))
-            facts |= {"last run": said.pop("finished"), "skipped then": len(said.pop("skipped"))}
-            facts |= {f"{name} then": count for name, count in said.items() if count}
+            try:
+                said = dict(json.loads(report.read_text("utf-8")))
+                facts |= {"last run": said.pop("finished"), "skipped then": len(said.pop("skipped"))}
+                facts |= {f"{name} then": count for name, count in said.items() if count}
+            except (ValueError, TypeError, KeyError):
+                facts |= {"last run": f"{report} is damaged, the next run writes it anew"}
         return facts
 
     def close(self) -> None:
@@ -400,8 +414,7 @@ class Index:
     ) -> AddReport:
         self._want("images")
         folder = self._home.folder
-        if isinstance(self._store, MemoryStore):
-            self._store.own()
+        self._own()
         with closing(journal.Journal(folder and folder / journal.NAME)) as kept:
             root = root.resolve()
             if self.source is not None:
@@ -419,7 +432,12 @@ class Index:
             write_json(folder / REPORT, {**asdict(report), "finished": datetime.now(timezone.utc).isoformat()})
         return report
 
+    def _own(self) -> None:
+        if isinstance(self._store, MemoryStore):  # the embedded one has been owned since it was opened
+            self._store.own()
+
     def _forget_journal(self) -> None:
+        self._own()
         if self._home.folder:
             journal.forget(self._home.folder)
 

@@ -72,11 +72,11 @@ class Content(NamedTuple):
 class Journal:
     """The journal in a file, or in a temporary one that goes with this object. Every method may raise `StoreError`."""
 
-    def __init__(self, file: Path | None) -> None:
-        """Open or make the journal; one that is no journal of this version is made anew, empty."""
+    def __init__(self, file: Path | None, *, anew: bool = True) -> None:
+        """Open or make the journal; one that is no journal of this version is made anew, empty, if ``anew``."""
         self._file = file
         with self._errors():
-            self._db = self._open()
+            self._db = self._open(anew)
 
     def close(self) -> None:
         """Let go of the file; what was not committed is lost."""
@@ -228,7 +228,10 @@ class Journal:
         return self._contents(_DIRTY)
 
     def check(self, pages: Iterable[list[tuple[str, Payload]]]) -> Iterator[str]:
-        """Yield a sentence for each entry that the journal speaks of and the store, given by its pages, has not."""
+        """Yield what SQLite finds damaged, and each entry that is here and not in the store, given by its pages."""
+        for (said,) in self._all("PRAGMA integrity_check(10)"):
+            if said != "ok":
+                yield f"{self._file} is damaged ({said}): delete it, the next run makes it anew"
         self._do("DELETE FROM claims")
         for name, payload in (entry for page in pages for entry in page):
             self._do("INSERT OR IGNORE INTO claims VALUES (?, NULL, NULL, ?)", name, content_of(name, payload))
@@ -239,7 +242,7 @@ class Journal:
         for (name,) in self._all(missing):
             yield f"{name}: the journal has it, the store has not, or with another content"
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self, anew: bool) -> sqlite3.Connection:
         for attempt in (1, 2):
             database = sqlite3.connect(self._file or "", check_same_thread=False, timeout=_WAIT)
             try:
@@ -251,7 +254,7 @@ class Journal:
                 return database
             except sqlite3.DatabaseError as error:
                 database.close()
-                if isinstance(error, sqlite3.OperationalError) or self._file is None or attempt == 2:
+                if isinstance(error, sqlite3.OperationalError) or self._file is None or attempt == 2 or not anew:
                     raise
                 _log.info("%s is no sound journal (%s): it is made anew from the index", self._file, error)
                 forget(self._file.parent)

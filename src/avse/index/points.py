@@ -159,7 +159,7 @@ class PointStore(ABC):
         """
         if (count := len(self)) == 0:
             return []
-        condition = None if where is None else to_filter(where, self.kit)
+        condition = None if where is None else self._condition(where)
         found = self._nearest(query, min(k + 1, count), condition, not approximate, None)
         if not approximate and k < len(found):
             bound = found[k - 1].score - 2 * rounding(query)
@@ -170,6 +170,9 @@ class PointStore(ABC):
             scores = exact_scores(np.stack([entry.blocks for entry in page]), query, "images")
             hits += [Hit(entry.id, float(score), entry.payload) for entry, score in zip(page, scores)]
         return sorted(hits, key=lambda hit: (-hit.score, hit.id))[:k]
+
+    def _condition(self, where: Node) -> Any:
+        return to_filter(where, self.kit)
 
     def _read(self, keys: list[str]) -> list[Entry]:
         return [entry for page in self._read_pages(keys) for entry in page]
