@@ -143,6 +143,21 @@ def test_replace_folder_puts_the_new_and_drops_the_former(folder, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
 
 
+def test_a_folder_made_at_the_last_moment_is_not_replaced(folder, tmp_path, monkeypatch):
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    with pytest.raises(OSError, match="not empty"):
+        files.replace_folder(fresh, folder, replace=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(files.Path, "exists", lambda _: False)  # looked before it was made
+        with pytest.raises(OSError, match="not empty"):
+            files.replace_folder(fresh, folder, replace=False)
+    assert any(folder.iterdir()) and fresh.is_dir()
+    (tmp_path / "empty").mkdir()
+    files.replace_folder(fresh, tmp_path / "empty", replace=False)
+    assert not fresh.exists()
+
+
 def test_replace_folder_that_fails_puts_the_former_back(folder, tmp_path, monkeypatch):
     fresh, real = tmp_path / "fresh", os.rename
     fresh.mkdir()

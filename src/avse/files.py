@@ -83,14 +83,16 @@ def former_folder(final: str | Path) -> Path:
     return final.with_name(f".{final.name}.former")
 
 
-def replace_folder(temporary: str | Path, final: str | Path) -> None:
+def replace_folder(temporary: str | Path, final: str | Path, *, replace: bool = True) -> None:
     """Put the finished folder ``temporary`` in the place of ``final``; both lie on one file system.
+
+    Without ``replace`` a ``final`` that holds anything is an error, whoever made it, and whenever.
 
     All files are flushed to the disk first. Where ``final`` exists there is one moment, between two renames, in which a
     crash leaves no ``final``: the former one then lies, whole, at `former_folder`, and `verify_manifest` says so.
 
     Raises:
-        OSError: A rename failed; the former ``final`` is back in its place.
+        OSError: A rename failed, and the former ``final`` is back in its place; or it may not be replaced.
     """
     temporary, final, former = Path(temporary), Path(final), former_folder(final)
     for folder, _, names in os.walk(temporary):
@@ -99,8 +101,11 @@ def replace_folder(temporary: str | Path, final: str | Path) -> None:
         sync_folder(folder)
     final.parent.mkdir(parents=True, exist_ok=True)
     if final.exists():
-        shutil.rmtree(former, ignore_errors=True)
-        os.rename(final, former)
+        if replace:
+            shutil.rmtree(former, ignore_errors=True)
+            os.rename(final, former)
+        else:
+            final.rmdir()
     try:
         os.rename(temporary, final)
     except OSError:

@@ -145,6 +145,17 @@ def test_every_row_is_whole_and_every_part_is_there():
     assert {row["measure"] for row in only} == {"matrix", "limit"}
 
 
+def test_a_precision_that_does_not_pay_here_is_told(monkeypatch):
+    for module in ("benchmarks.scoring", "scoring.tiles", "scoring.topk"):
+        monkeypatch.setattr(sys.modules[f"avse.{module}"], "fast", lambda precision: precision == "fp32")
+    rows = {row["way"]: row for row in scoring.measure_matrix(SIZES, 1)}
+    assert rows["avse bf16"]["note"] == "in fp32: bf16 is no faster on this processor"
+    limit = rows["numpy fp32 product"]["rate"]
+    assert rows["avse bf16"]["of_limit"] == pytest.approx(rows["avse bf16"]["rate"] / limit)
+    notes = {row["way"]: row["note"] for row in scoring.measure_topk(SIZES, 1, "random")}
+    assert notes["avse int8"] == "in fp32: int8 is no faster on this processor" and notes["avse fp32"] is None
+
+
 def test_work_and_ratio_follow_from_the_seconds():
     row = scoring.measure_matrix(SIZES, 1)[0]
     assert row["rate"] * row["seconds"] * 1e9 == pytest.approx(2 * 20 * 30 * 3 * 2 * 16)

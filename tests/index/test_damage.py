@@ -165,6 +165,18 @@ def test_a_panic_of_the_engine_is_a_store_error(filled, monkeypatch, unit):
 
 
 @pytest.mark.parametrize("store", ["embedded"])
+def test_an_index_that_could_not_be_flushed_can_be_opened_again_in_the_same_process(filled, monkeypatch):
+    path, _ = filled
+    index = Index.open(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(index._store, "flush", lambda: (_ for _ in ()).throw(StoreError("the disk is full")))
+        with pytest.raises(StoreError, match="the disk is full"):
+            index.close()
+    with Index.open(path) as again:
+        assert len(again) == 5 and list(again.verify()) == []
+
+
+@pytest.mark.parametrize("store", ["embedded"])
 def test_what_filters_see_must_be_the_payload(filled, monkeypatch):
     path, blocks = filled
 

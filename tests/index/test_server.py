@@ -149,7 +149,7 @@ def test_damage_on_a_server_is_found_and_named(local_server, encoder, unit):
         local_server.set_payload("photos", {"json": '{"n":7}'}, [key_of("c")])
         said = sorted(index.verify())
         assert len(said) == 2 and "'b' is damaged (its blocks" in said[0] and "'c' is damaged (its payload" in said[1]
-        with pytest.raises(StoreError, match="'[bc]' is damaged.*add it again"):
+        with pytest.raises(StoreError, match="'[bc]' is damaged.*index again"):
             index.search(embedding=unit(1, 2, 8)[0])
         index.add_embeddings(["b", "c"], blocks[1:3])
         assert list(index.verify()) == [] and len(index.search(embedding=unit(1, 2, 8)[0])) == 4

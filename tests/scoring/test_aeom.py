@@ -44,6 +44,21 @@ def test_equals_naive_loop(shape):
     assert np.abs(picked - best.max(axis=2)).max() < 1e-6
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("gradient", [False, True])
+def test_scores_of_half_types_are_float32(kind, precision, gradient):
+    random = np.random.default_rng(1)
+    images, texts = (torch.from_numpy(blocks(random, n, b, 64)).to(kind) for n, b in ((20, 4), (30, 4)))
+    found = aeom(images.requires_grad_(gradient), texts, precision)
+    assert found.dtype == (torch.float64 if kind == torch.float64 else torch.float32)
+    expected = naive(images.detach().double().numpy(), texts.double().numpy())
+    exact = kind in (torch.float32, torch.float64) and precision == "fp32"
+    assert np.abs(found.detach().numpy() - expected).max() < (1e-6 if exact else 5e-3)
+    if kind == torch.float16 and not gradient:
+        assert aeom(images.numpy(), texts.numpy()).dtype == np.float32
+
+
 def test_negative_cosines_stay_negative():
     image, text = np.array([[[-1.0, 0.0]]]), np.array([[[1.0, 0.0], [0.6, 0.8]]])
     assert aeom(image, text).tolist() == [[-1.6]]

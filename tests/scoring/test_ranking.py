@@ -102,6 +102,15 @@ def test_torch_in_and_bad_calls():
     one = rank_of(images, texts, owners)
     two = rank_of(torch.from_numpy(images), torch.from_numpy(texts).double().float(), torch.from_numpy(owners))
     assert (one.i2t == two.i2t).all() and (one.t2i == two.t2i).all()
+    half = [torch.from_numpy(blocks).bfloat16() for blocks in (images, texts)]
+    for gradient in (False, True):  # signs are exact in half of the bits too
+        three = rank_of(half[0].requires_grad_(gradient), half[1], owners)
+        assert (one.i2t == three.i2t).all() and (one.t2i == three.t2i).all()
+    for side, row in ((0, 3), (1, 5)):
+        spoilt = [images.copy(), texts.copy()]
+        spoilt[side][row, 0] = np.nan
+        with np.errstate(invalid="ignore"), pytest.raises(ValueError, match="NaN"):
+            rank_of(*spoilt, owners)
     with pytest.raises(ValueError, match="0 to 4"):
         rank_of(images, texts, owners + 1)
     with pytest.raises(ValueError, match="7 captions, 8 columns"):

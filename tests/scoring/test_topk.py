@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avse.scoring import Quantised, aeom, quantise, scan, topk
+from avse.scoring import Quantised, TopK, aeom, quantise, scan, topk
 
 tiles = sys.modules["avse.scoring.tiles"]
 module = sys.modules["avse.scoring.topk"]
@@ -152,10 +152,70 @@ def test_bad_calls_are_told():
         topk(texts, images, 1, precision="fp8")
     with pytest.raises(ValueError, match=r"\(n, P, C\)"):
         topk(texts[0], images, 1)
+    for kind in (np.float32, np.float64):
+        assert topk(texts.astype(kind), images[:0].astype(kind), 3).ids.shape == (2, 0)
+        assert topk(texts[:0].astype(kind), images.astype(kind), 3).ids.shape == (0, 3)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("worst", [np.nan, np.inf])
+@pytest.mark.parametrize("number", [3, 40])
+def test_what_is_no_number_is_told(kind, worst, number, small_tiles, as_if_fast):
+    random = np.random.default_rng(0)
+    images, texts = blocks(random, 90, 2, 8).astype(kind), blocks(random, number, 2, 8).astype(kind)
+    spoilt = [images.copy(), texts.copy()]
+    spoilt[0][80, :, 3], spoilt[1][1, :, 3] = worst, worst
+    for precision in tiles.PRECISIONS:
+        with pytest.raises(ValueError, match="NaN"):
+            topk(texts, spoilt[0], 1, precision=precision)
+        with pytest.raises(ValueError, match="NaN"):
+            topk(spoilt[1], images, 1, precision=precision)
     with pytest.raises(ValueError, match="NaN"):
-        topk(np.full_like(texts, np.nan), images, 1)
-    assert topk(texts, images[:0], 3).ids.shape == (2, 0)
-    assert topk(texts[:0], images, 3).ids.shape == (0, 3)
+        quantise(spoilt[0])
+    with pytest.raises(ValueError, match="NaN"):
+        topk(spoilt[1], quantise(images), 1, precision="int8")
+
+
+@pytest.mark.parametrize("side", ["texts", "images"])
+@pytest.mark.parametrize("number", [2, 400])
+def test_a_band_that_the_sample_made_too_narrow_is_widened(side, number, as_if_fast, monkeypatch):
+    random = np.random.default_rng(4)
+    images, texts = blocks(random, 1500, 4, 32), blocks(random, 1500, 2, 32)
+    queries, documents = (texts[:400], images) if side == "texts" else (images[:400], texts)
+    monkeypatch.setattr(module, "error_of", lambda approximate, exact: 1e-6)
+    prepared = quantise(documents)
+    parts = [topk(queries[at : at + number], prepared, 10, side, "int8") for at in range(0, 400, number)]
+    found = TopK(*(np.concatenate(values) for values in zip(*parts)))
+    assert_first(found, truth(queries, documents, side), 10)
+
+
+def test_a_band_that_holds_most_documents_is_not_scored_pair_by_pair(as_if_fast, monkeypatch):
+    random = np.random.default_rng(4)
+    images, texts = blocks(random, 600, 4, 32), blocks(random, 60, 2, 32)
+    monkeypatch.setattr(module, "error_of", lambda approximate, exact: 0.02)
+    monkeypatch.setattr(module, "pair_scores", lambda *arguments: pytest.fail("pair by pair"))
+    assert_first(topk(texts, images, 10, precision="int8"), truth(texts, images, "texts"), 10)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_read_only_and_backward_blocks(precision, as_if_fast, monkeypatch):
+    monkeypatch.setattr(tiles, "fast", lambda precision: True)
+    random = np.random.default_rng(6)
+    images, texts = blocks(random, 90, 3, 16), blocks(random, 40, 2, 16)
+    for rows in (images, texts):
+        rows.flags.writeable = False
+    within = 0.02 if precision == "bf16" else 2e-6
+    assert_first(
+        topk(texts[::-1], images[:, ::-1], 5, precision=precision), truth(texts[::-1], images, "texts"), 5, within
+    )
+    prepared = quantise(images)
+    prepared.values.flags.writeable = False
+    assert_first(topk(texts, prepared, 5, precision="int8"), truth(texts, images, "texts"), 5)
+    assert_first(
+        TopK(*map(np.asarray, topk(torch.from_numpy(texts.copy()), prepared, 5))), truth(texts, images, "texts"), 5
+    )
 
 
 def test_scan_error_is_that_of_rounding_alone():

@@ -74,18 +74,21 @@ def draw_scoring(rows: list[dict[str, Any]], out: Path, machine: str) -> None:
     for axes, ((measure, data, at), part) in zip(grid, panels.items()):
         part = part[::-1]
         colors = ["#cc6677" if row["way"].startswith("avse") else "#4477aa" for row in part]
-        bars = axes.barh([row["way"] for row in part], [row["seconds"] for row in part], color=colors)
-        told = [f" {row['seconds']:.3g} s" + (f"  ({row['ratio']:.2f}x)" if row["ratio"] else "") for row in part]
-        axes.bar_label(bars, told, fontsize=8)
+        compared = all(row["ratio"] for row in part)
+        lengths = [row["ratio"] if compared else row["seconds"] for row in part]
+        bars = axes.barh([row["way"] for row in part], lengths, color=colors)
+        told = [f"{row['ratio']:.2f}x" if compared else f"{row['seconds']:.3g} s" for row in part]
+        rates = [f", {row['rate']:.3g} {row['unit']}" if row["rate"] else "" for row in part]
+        axes.bar_label(bars, [f" {text}{rate}" for text, rate in zip(told, rates)], fontsize=8)
         title = f"{measure}{'' if data == 'random' else ', ' + data}\n{at}"
         axes.set_title(title, fontsize=9)
-        axes.margins(x=0.35)
+        axes.margins(x=0.5)
         axes.tick_params(labelsize=8)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     limits = [f"{row['way']} {row['rate']:.0f} {row['unit']}" for row in rows if row["measure"] == "limit"]
     figure.supxlabel(
-        f"seconds (times as fast as the way it is compared with); limits: {', '.join(limits)}\n{machine}", fontsize=8
+        f"times as fast as the way compared with (1x), or seconds; limits: {', '.join(limits)}\n{machine}", fontsize=8
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110)

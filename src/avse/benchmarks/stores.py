@@ -5,6 +5,7 @@ Knows random unit blocks, no model and no picture.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -96,8 +97,45 @@ def _measure(entries: int, shape: tuple[int, int, int], k: int, runs: int, threa
     ]
 
 
-def _ask(index: Index, queries: NDArray[np.float32], k: int, where: str | None) -> list[list[Hit]]:
-    return [index.search(embedding=query, k=k, where=where) for query in queries]
+def measure_graph(
+    entries: int, shape: tuple[int, int, int] = (8, 4, 256), *, k: int = 10, runs: int = 7, threads: int = 1
+) -> list[dict[str, Any]]:
+    """Build the embedded store's HNSW graph over random images, and search with it and without it in turns.
+
+    Random images have no neighbourhoods to go along: the hard case for a graph.
+
+    Returns:
+        One row `measure: graph`: entries, build_seconds, seconds and exact_seconds a query, recall of the first k.
+    """
+    return in_process(threads, _graph, entries, shape, k, runs, threads)
+
+
+def _graph(entries: int, shape: tuple[int, int, int], k: int, runs: int, threads: int) -> list[dict[str, Any]]:
+    blocks, queries = units(0, entries, shape[0], shape[2]), units(1, _ASKED, shape[1], shape[2])
+    with TemporaryDirectory() as temporary, Index.create(Path(temporary) / "graph", _Blocks(shape)) as index:
+        for at in range(0, entries, _PART):
+            part = blocks[at : at + _PART]
+            index.add_embeddings([str(at + i) for i in range(len(part))], part)
+        started = time.perf_counter()
+        index.search(embedding=queries[0], k=k, approximate=True)
+        build = time.perf_counter() - started
+        ways = {
+            approximate: partial(_ask, index, queries, k, None, approximate=approximate)
+            for approximate in (True, False)
+        }
+        pairs = list(zip(ways[True](), ways[False](), strict=True))
+        kept = sum(len({hit.id for hit in near} & {hit.id for hit in exact}) for near, exact in pairs)
+        seconds = interleaved(ways, runs)
+    row = {"measure": "graph", "entries": entries, "shape": list(shape), "k": k, "threads": threads}
+    row |= {"build_seconds": round(build, 2), "recall": round(kept / sum(len(exact) for _, exact in pairs), 4)}
+    row |= {"seconds": round(seconds[True] / _ASKED, 6), "exact_seconds": round(seconds[False] / _ASKED, 6)}
+    return [row]
+
+
+def _ask(
+    index: Index, queries: NDArray[np.float32], k: int, where: str | None, approximate: bool = False
+) -> list[list[Hit]]:
+    return [index.search(embedding=query, k=k, where=where, approximate=approximate) for query in queries]
 
 
 def _truth(blocks: NDArray[np.float32], queries: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -45,13 +45,26 @@ def _scoring_arguments(parser: argparse.ArgumentParser, *, again: bool = False) 
     add("--images", None, count, "pictures of the matrix (default: 1000; with --full 5000)")
     add("--texts", None, count, "texts of the matrix (default: 5000; with --full 25000)")
     add("--gallery", None, count, "pictures that queries are asked against (default: 20000; with --full 100000)")
-    add("--shape", (8, 4, 256), _shape, "default: 8,4,256", metavar="P,Q,C")
+    add(
+        "--shape",
+        (8, 4, 256),
+        _shape,
+        "blocks of a picture and of a text, and their width (default: 8,4,256)",
+        metavar="P,Q,C",
+    )
     add("-k", 10, count, "how many are found (default: 10)")
     add("--batch", 64, count, "queries asked at once (default: 64)")
     add("--runs", 7, count, "timed turns of each way (default: 7)")
     add("--threads", 1, count, "threads (default: 1)")
     add("--only", [], str, "measure this part alone (may be repeated)", action="append", choices=_PARTS)
-    add("--model", [], str, "a model's folder: the first k of its embeddings too", action="append", metavar="DIR")
+    add(
+        "--model",
+        [],
+        str,
+        "a model's folder: the first k of its embeddings too (may be repeated)",
+        action="append",
+        metavar="DIR",
+    )
     add("--data", [], str, "the data set of each --model, in their order", action="append", metavar="DIR")
     switch("--full", "the sizes that the targets are meant for; an hour or two")
     switch("--million", "one query against ten times the gallery too, from files")
@@ -90,10 +103,17 @@ def _index_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--large", type=natural, default=48, help="made pictures of 4000 x 3000 px (default: 48)")
     parser.add_argument("--sample", type=count, default=256, help="pictures for each stage alone (default: 256)")
     parser.add_argument("--model", metavar="DIR", help="a model's folder (default: EfficientNet-Lite0, random heads)")
+    parser.add_argument(
+        "--graph", type=natural, default=0, help="also an HNSW graph over so many entries (default: 0, it takes long)"
+    )
     parser.add_argument("--entries", type=natural, default=50000, help="in each store (default: 50000; 0: no stores)")
-    parser.add_argument("--shape", type=_shape, default=(8, 4, 256), metavar="P,Q,C", help="in the stores: 8,4,256")
+    parser.add_argument(
+        "--shape", type=_shape, default=(8, 4, 256), metavar="P,Q,C", help="in the stores (default: 8,4,256)"
+    )
     parser.add_argument("-k", type=count, default=10, help="how many are found in the stores (default: 10)")
-    parser.add_argument("--runs", type=count, default=3, help="turns of indexing; of a search twice as many + 1")
+    parser.add_argument(
+        "--runs", type=count, default=3, help="turns of indexing, a search twice as many + 1 (default: 3)"
+    )
     parser.add_argument("--threads", type=count, default=2, help="cores for indexing (default: 2); a search has one")
     parser.add_argument("--out-json", metavar="FILE.json", help="write the rows with the machine's line")
     common.add_force(parser)
@@ -234,7 +254,7 @@ def _index(args: argparse.Namespace) -> int:
     from avse import files
     from avse.benchmarks import machine
     from avse.benchmarks.indexing import Sizes, measure_indexing
-    from avse.benchmarks.stores import measure_stores
+    from avse.benchmarks.stores import measure_graph, measure_stores
 
     _check_targets(args)
     sizes = Sizes(small=args.count, large=args.large, sample=args.sample, runs=args.runs)
@@ -249,6 +269,9 @@ def _index(args: argparse.Namespace) -> int:
     if args.entries:
         for row in measure_stores(args.entries, args.shape, k=args.k, runs=2 * args.runs + 1):
             tell(row)
+    if args.graph:
+        for row in measure_graph(args.graph, args.shape, k=args.k, runs=2 * args.runs + 1):
+            tell(row)
     host = machine() | {"threads": args.threads}
     if not args.json:
         print(f"{host['processor']}, {host['cores']} cores, {args.threads} used, torch {host['torch']}, {host['date']}")
@@ -259,6 +282,12 @@ def _index(args: argparse.Namespace) -> int:
 
 
 def _index_line(row: dict[str, Any]) -> str:
+    if row["measure"] == "graph":
+        return (
+            f"embedded store, {row['entries']:,} random images, HNSW graph: built in {row['build_seconds']:.1f} s, "
+            f"{1e3 * row['seconds']:.2f} ms a query, {1e3 * row['exact_seconds']:.2f} ms exact, "
+            f"recall of the first {row['k']} {row['recall']:.3f}"
+        )
     if row["measure"] == "stage":
         return f"{row['pictures']}: {row['stage']:8} {row['cpu_ms']:8.2f} ms of CPU a picture, alone"
     if row["measure"] == "index":

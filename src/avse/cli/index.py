@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +33,7 @@ _WORDS = {
     "added": "added",
     "changed": "changed",
     "moved": "moved",
-    "duplicates": "more paths of pictures that were there",
+    "duplicates": "doubled (only their paths were added)",
     "removed": "removed",
     "known": "unchanged",
 }
@@ -48,14 +49,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         nargs="?",
         metavar="FOLDER",
-        help="folder of pictures, or a .txt file with a sentence a line; a folder in the index's own touches only that",
+        help="folder of pictures, or a .txt file with a sentence a line; a folder within the one that was indexed "
+        "brings only that part up to date",
     )
     parser.add_argument(
-        "--out", metavar="INDEX", help="folder of the index, such as photos.avse, or qdrant://host/name"
+        "--out", metavar="INDEX", help="folder of the index, such as photos.avse, or qdrant://host:6333/name"
     )
     parser.add_argument("--model", metavar="DIR", help="folder of a trained model (a known index remembers its own)")
-    parser.add_argument("--store", choices=("embedded", "memory"), help="embedded (default) or memory (exact, texts)")
-    parser.add_argument("--batch-size", type=positive_int, default=32, metavar="N", help="encoded at once (default 32)")
+    parser.add_argument(
+        "--store",
+        choices=("embedded", "memory"),
+        help="of a new index in a folder: embedded (Qdrant Edge, default for pictures; has --approximate) or memory "
+        "(exact int8 scan; default, and the only one, for sentences)",
+    )
+    parser.add_argument(
+        "--batch-size", type=positive_int, default=32, metavar="N", help="pictures encoded at once (default 32)"
+    )
     parser.add_argument(
         "--prune", action="store_true", help="only take out what is gone or changed, and free its space; needs no model"
     )
@@ -67,10 +76,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--retry", action="store_true", help="try again what could not be read before")
     parser.add_argument(
-        "--shards", type=positive_int, metavar="N", help="spread a new index over N shards (folders, or a server's)"
+        "--shards",
+        type=positive_int,
+        metavar="N",
+        help="spread a new index over N shards (folders, or a server's; default 1)",
     )
     parser.add_argument(
-        "--replicas", type=positive_int, metavar="N", help="copies of each shard that a cluster of servers keeps"
+        "--replicas",
+        type=positive_int,
+        metavar="N",
+        help="copies of each shard that a cluster keeps (new qdrant:// index; default 1)",
     )
     parser.add_argument(
         "--ray",
@@ -81,9 +96,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "this machine's cores; all machines must see pictures and model under the same paths",
     )
     parser.add_argument(
-        "--gpus-per-actor", type=positive_number, default=0.0, metavar="G", help="with --ray: GPUs (or a part of one)"
+        "--gpus-per-actor",
+        type=positive_number,
+        default=0.0,
+        metavar="G",
+        help="with --ray: GPUs (or a part of one) for each actor",
     )
-    add_remote(parser, "send the pictures to a running avse server in place of --out; takes out only with --prune")
+    add_remote(
+        parser,
+        "send the pictures to a running avse server in place of --out (what is gone is taken out only with --prune)",
+    )
     add_device(parser)
     add_force(parser)
     add_json(parser)
@@ -99,10 +121,13 @@ def run(args: argparse.Namespace) -> int:
     prepare_process()
     if (args.out is None) == (args.url is None):
         raise MisuseError("give --out INDEX, or --url URL of a running server")
+    _refuse_unused(args)
     if args.delete:
         return _delete(args)
     if args.source is None and (args.url or not args.prune):
-        raise MisuseError("give a FOLDER of pictures (only --prune of a local index knows it by itself)")
+        raise MisuseError(
+            "give a FOLDER of pictures or a .txt file of sentences (--prune of an --out knows its folder by itself)"
+        )
     if args.ray is not None and (args.url or args.prune or args.device):
         raise MisuseError("--ray embeds into --out; it goes without --url, --prune and --device (see --gpus-per-actor)")
     if args.url:
@@ -136,6 +161,17 @@ def run(args: argparse.Namespace) -> int:
         return _done(args, index, index.add_images(source, retry=args.retry, embed=embed))
 
 
+def _refuse_unused(args: argparse.Namespace) -> None:
+    """Refuse options that would be let be without a word."""
+    if args.gpus_per_actor and args.ray is None:
+        raise MisuseError("--gpus-per-actor is for --ray: give --ray too, or --device cuda for a GPU of this machine")
+    names = ("model", "store", "shards", "replicas", "retry", "device", "force")
+    unused = ", ".join(f"--{name}" for name in names if getattr(args, name))
+    verb = next((f"--{name}" for name in ("url", "prune", "delete") if getattr(args, name)), None)
+    if unused and verb:
+        raise MisuseError(f"{unused} does nothing beside {verb}: leave it out")
+
+
 def _delete(args: argparse.Namespace) -> int:
     """Take out single entries; return 1 if none of them was there."""
     from avse.index import AddReport, Index
@@ -148,8 +184,12 @@ def _delete(args: argparse.Namespace) -> int:
         _print(args, {"index": args.url}, AddReport(0, removed=gone), "")
         return 0 if gone else 1
     with Index.open(args.out) as index:
+        there = index.known(args.delete)
         gone = index.delete(args.delete)
         _done(args, index, AddReport(0, removed=gone))
+    for name in args.delete:
+        if name not in there:
+            print(f"avse index: --delete {name}: no such entry (search prints their ids)", file=sys.stderr)
     return 0 if gone else 1
 
 

@@ -35,7 +35,18 @@ def _machine() -> dict[str, object]:
     from avse.features import resolve_precision
 
     facts: dict[str, object] = {"avse": __version__, "python": platform.python_version()}
-    for package in ("torch", "transformers", "accelerate", "numpy", "pillow", "qdrant-edge-py", "matplotlib"):
+    for package in (
+        "torch",
+        "transformers",
+        "accelerate",
+        "numpy",
+        "pillow",
+        "numkong",
+        "qdrant-edge-py",
+        "qdrant-client",
+        "ray",
+        "matplotlib",
+    ):
         try:
             facts[package] = version(package)
         except PackageNotFoundError:

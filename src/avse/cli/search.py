@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("index", nargs="?", metavar="INDEX", help="folder of the index, or qdrant://host/name")
-    parser.add_argument("query", nargs="?", metavar="SENTENCE", help="what to look for")
+    parser.add_argument("index", nargs="?", metavar="INDEX", help="folder of the index, or qdrant://host:6333/name")
+    parser.add_argument(
+        "query", nargs="?", metavar="SENTENCE", help="what to look for (an index of sentences wants --image)"
+    )
     parser.add_argument("--image", metavar="FILE", help="a picture to look for, alone or beside the sentence")
     parser.add_argument("--queries", metavar="FILE", help="a file of sentences, one a line, each looked for")
     parser.add_argument(
@@ -24,15 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="EXPR",
         help='only entries such as "folder = 2019 and width > 1000" or "date >= 2019-06-01"; fields path, name, '
         "folder, width, height, bytes, modified, date and year (of EXIF), sha256, paths; operators = != < <= > >= "
-        "in (a, b), and, or, not",
+        "in (a, b), and, or, not; quotes around values with spaces; of sentences: text, line",
     )
     parser.add_argument("-k", type=positive_int, default=10, help="how many answers (default 10)")
     parser.add_argument("--model", metavar="DIR", help="folder of the model, where the index's own has moved")
     parser.add_argument(
         "--approximate",
         action="store_true",
-        help="use (and first build) the store's HNSW graph, and print the share of the exact answers it found: of what "
-        "is asked, and of 20 queries made of stored blocks; the exact searches for this take their time",
+        help="use (and first build) the HNSW graph of an embedded or qdrant:// index, and print the share of the exact "
+        "answers it found: of what is asked, and of 20 queries made of stored blocks; the exact searches for this take "
+        "their time",
     )
     parser.add_argument("--sheet", metavar="PNG", help="draw the answers on a contact sheet")
     add_remote(parser, "ask a running avse server in place of INDEX")
@@ -44,8 +47,8 @@ def run(args: argparse.Namespace) -> int:
     """Search and print the answers, best first.
 
     Raises:
-        MisuseError: Neither an index nor a server, or both.
-        ValueError: Nothing to look for, or what `Index.search` refuses.
+        MisuseError: Neither an index nor a server, or both; nothing to look for; options that do not go together.
+        ValueError: What `Index.search` refuses.
         FileExistsError: The sheet is there and not ``--force``.
     """
     prepare_process()
@@ -54,9 +57,11 @@ def run(args: argparse.Namespace) -> int:
     if (args.index is None) == (args.url is None):
         raise MisuseError("give an INDEX, or --url URL of a running server")
     if args.query is None and args.image is None and args.queries is None:
-        raise ValueError("nothing to look for: give a sentence, --image FILE, both, or --queries FILE")
+        raise MisuseError("nothing to look for: give a sentence, --image FILE, both, or --queries FILE")
     if args.queries and (args.query or args.image or args.sheet):
-        raise ValueError("--queries goes without a sentence, --image and --sheet")
+        raise MisuseError("--queries goes without a sentence, --image and --sheet")
+    if args.url and args.model:
+        raise MisuseError("--model does nothing beside --url (the server has its own): leave it out")
     if args.sheet and (args.url or (Path(args.sheet).exists() and not args.force)):
         raise FileExistsError(
             "--sheet draws the files of a local index, not of a --url"

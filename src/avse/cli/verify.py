@@ -11,7 +11,9 @@ from avse.cli.common import add_json, emit
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("path", metavar="PATH", help="an index (a folder, or qdrant://host/name) or a model folder")
+    parser.add_argument(
+        "path", metavar="PATH", help="an index (a folder, or qdrant://host:6333/name) or a model folder"
+    )
     add_json(parser)
 
 

@@ -13,7 +13,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,12 @@ class EmbeddedStore(PointStore):
         """Flush, close the shard, note the sizes of its files and release the lock."""
         if self._lock.held:
             try:
-                self.flush()
+                try:
+                    self.flush()
+                except StoreError:
+                    with suppress(StoreError), self._doing("closing"):  # or its files stay locked in this process
+                        self._shard.close()
+                    raise
                 with self._doing("closing"):
                     self._shard.close()
                 write_json(self._folder / _SIZES, self._sizes())

@@ -89,8 +89,11 @@ class FolderHome:
             else:
                 _embedded().create(temporary / manifest.store, manifest.layout)
             manifest.write(temporary)
-            self.check_room(force)  # another process may have made one while this one loaded its model
-            replace_folder(temporary, self._folder)
+            self.check_room(force)
+            replace_folder(temporary, self._folder, replace=force)
+        except OSError:
+            self.check_room(force)  # another process may have made one meanwhile
+            raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

@@ -236,7 +236,7 @@ class Index:
             ValueError, StoreError: As `add_images`; also for an index that never had a folder.
         """
         if self.source is None:
-            raise ValueError(f"{self.location} has no folder of pictures to compare with")
+            raise ValueError(f"{self.location} never had a folder of pictures (of a file of texts, index it again)")
         report = self._sync(self.source, Path(folder or self.source).resolve(), None, False, progress)
         self._store.compact()
         return report
@@ -374,6 +374,7 @@ class Index:
         """Return what the index is, in words and numbers, and what its last run did."""
         manifest, layout = self._manifest, self.layout
         facts: dict[str, object] = {"side": self.side, "store": self.store, "entries": len(self)}
+        facts |= {"shards, replicas": f"{self.shards}, {manifest.replicas}"}
         facts |= {"blocks P, Q, width C": f"{layout.num_image_blocks}, {layout.num_text_blocks}, {layout.block_width}"}
         facts |= {"model": manifest.model or "never saved", "fingerprint": manifest.fingerprint}
         facts |= {"source": str(self.source or "none")}
@@ -469,7 +470,9 @@ class Index:
         if query is None and image is None:
             raise ValueError("nothing to search for: give a sentence, image= or embedding=")
         if self.side == "texts" and query is not None:
-            raise ValueError(f"{self.location} is an index of texts, which answers pictures: give image=")
+            raise ValueError(
+                f"{self.location} is an index of texts, which answers pictures: give image= / --image FILE"
+            )
         if query is not None and not query.strip():
             raise ValueError("the sentence to search for is empty")
         text = None if query is None else self.encoder.encode_texts([query])[0]
@@ -484,6 +487,8 @@ class Index:
 
 
 def _nearest(name: str, names: set[str]) -> str:
+    if name in ("date", "year"):
+        return "; it comes from EXIF, which no picture here has"
     close = difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(names)[:12]) or 'none'}"
 

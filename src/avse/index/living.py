@@ -166,7 +166,7 @@ class Scan:
 def progress_bar(total: int, unit: str, show: bool) -> tqdm[Any]:
     """Return a bar on standard error, with pictures a second and time left; in a log it speaks every ten seconds."""
     wait = 0.5 if sys.stderr.isatty() else 10.0
-    return tqdm(total=total, unit=unit, disable=not show, mininterval=wait, file=sys.stderr)
+    return tqdm(total=total, unit=unit, disable=not (show and total), mininterval=wait, file=sys.stderr)
 
 
 class _Move(NamedTuple):

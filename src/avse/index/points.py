@@ -197,7 +197,7 @@ class PointStore(ABC):
         name, said = kept.get("id"), kept.get("p")
         if not isinstance(name, str) or key_of(name) != str(point.id) or not isinstance(said, dict):
             raise self._damaged(name, f"its id and payload do not fit the point {point.id}")
-        if "crc" not in kept:  # written by an avse before 0.4
+        if "crc" not in kept:  # written by an earlier avse
             return name, said
         text = kept.get("json")
         if not isinstance(text, str) or _crcs(kept)[:1] != [zlib.crc32(text.encode())]:

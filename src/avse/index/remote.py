@@ -137,7 +137,7 @@ class Remote:
             reason = error.reason if isinstance(error, URLError) else error
             raise StoreError(
                 f"{self.url} does not answer ({str(reason) or type(reason).__name__}): is an avse server running "
-                "there? What was reported as done is in its index, the same command goes on from there"
+                f"there?{_goes_on(path)}"
             ) from error
         except ValueError as error:
             raise StoreError(f"{self.url} answered {method} {path} with something else than JSON: {error}") from error
@@ -157,12 +157,18 @@ class Remote:
         if error.code in (400, 422):
             raise ValueError(f"{self.url}: {detail}") from error
         raise StoreError(
-            f"{self.url} answered {error.code} ({detail}): is it an avse server with an index? What was reported as "
-            "done is in its index, the same command goes on from there"
+            f"{self.url} answered {error.code} ({detail}): is it an avse server with an index?{_goes_on(error.url)}"
         ) from error
 
     def _as_expected(self) -> _AsExpected:
         return _AsExpected(self.url)
+
+
+def _goes_on(path: str) -> str:
+    """Say what became of an index that was being changed; a search changes nothing."""
+    if "/api/search" in path:
+        return ""
+    return " What was reported as done is in its index, the same command goes on from there"
 
 
 class _AsExpected:

@@ -242,7 +242,7 @@ class Rows:
                 if not line.endswith(b"\n"):
                     raise ValueError(f"{self.file(_LINES).name} ends after {self._bytes + len(line)} bytes")
                 text = line.decode()
-                if text[0] == "{":  # written by an avse before 0.4
+                if text[0] == "{":  # written by an earlier avse
                     event = json.loads(text)
                     name, deleted = event.get("id", event.get("delete")), "delete" in event
                 else:

@@ -175,6 +175,8 @@ def _connect(address: str | None) -> None:
     try:
         if address not in (None, "auto"):  # Ray itself would try for minutes
             host, _, port = address.rpartition(":")
+            if not (host and port.isdecimal()):
+                raise ValueError("a host and a port are wanted, such as 10.0.0.1:6379")
             socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
         ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
     except (OSError, RuntimeError, ValueError) as error:

@@ -49,11 +49,12 @@ def aeom(images: Blocks, texts: Blocks, precision: Precision = "fp32") -> Blocks
     Args:
         images: (n, P, C), unit blocks, numpy or torch.
         texts: (m, Q, C), unit blocks, of the same kind.
-        precision: "fp32" keeps the type of the input; "bf16" multiplies float32 input in bfloat16, where that is faster
-            here: twice as fast, error of a score below 0.004.
+        precision: "fp32" multiplies in the type of the input; "bf16" multiplies float32 in bfloat16, where that is
+            faster here: twice as fast; error of a score below 0.006 for each text block, and below 0.004 in all for
+            random blocks of P,Q,C = 8,4,256.
 
     Returns:
-        (n, m) scores in [-Q, Q], of the same kind; differentiable in torch.
+        (n, m) scores in [-Q, Q], of the same kind; float32, or float64 for float64. Differentiable in torch.
 
     Raises:
         ValueError: for other shapes or another precision.
@@ -72,14 +73,14 @@ def aeom(images: Blocks, texts: Blocks, precision: Precision = "fp32") -> Blocks
         for rows, columns, tile in score_tiles(*plain, precision):
             scores[rows, columns] = tile
         return scores if isinstance(images, np.ndarray) else sys.modules["torch"].from_numpy(scores)
-    if precision == "bf16" and not isinstance(images, np.ndarray):
-        torch = sys.modules["torch"]
-        return _generic(images.to(torch.bfloat16), texts.to(torch.bfloat16)).to(images.dtype)
+    torch = sys.modules.get("torch")
+    if precision == "bf16" and not isinstance(images, np.ndarray) and torch and images.dtype == torch.float32:
+        return _generic(images.to(torch.bfloat16), texts.to(torch.bfloat16))
     return _generic(images, texts)
 
 
 def plain_arrays(images: Any, texts: Any) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return both as numpy arrays, without a copy, where they are float32 in main memory and need no gradient."""
+    """Return both as float32 arrays where they are float32 (then without a copy) or half of it and need no gradient."""
     found = []
     for blocks in (images, texts):
         if not isinstance(blocks, np.ndarray):
@@ -88,6 +89,7 @@ def plain_arrays(images: Any, texts: Any) -> tuple[np.ndarray, np.ndarray] | Non
                 return None
             blocks = blocks.detach().float().numpy() if blocks.dtype in (torch.bfloat16, torch.float16) else blocks
             blocks = blocks if isinstance(blocks, np.ndarray) else blocks.detach().numpy()
+        blocks = blocks.astype(np.float32) if blocks.dtype == np.float16 else blocks
         if blocks.dtype != np.float32:
             return None
         found.append(blocks)
@@ -115,7 +117,10 @@ def _tile(images: Any, texts: Any) -> Any:
     best = images[:, 0] @ columns
     for block in range(1, images.shape[1]):
         best = maximum(best, images[:, block] @ columns)
-    return best.reshape(len(images), texts.shape[0], texts.shape[1]).sum(-1)
+    grid = best.reshape(len(images), texts.shape[0], texts.shape[1])
+    if isinstance(grid, np.ndarray) or grid.dtype.itemsize >= 4:
+        return grid.sum(-1)
+    return grid.sum(-1, dtype=sys.modules["torch"].float32)  # in half of it a sum of cosines would lose what they have
 
 
 def block_matches(images: Blocks, texts: Blocks) -> BlockMatches:

@@ -17,6 +17,8 @@ LARGEST = 127
 SIGMAS = 6.0
 SAMPLE = 256
 _ROWS = 4096
+_LEAST = 1e-30
+"""Largest number of blocks that are all zero, or as good as zero."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +42,15 @@ class Quantised:
             yield at, Quantised(self.values[:, at : at + rows], self.step)
 
 
-def quantise(blocks: NDArray[np.float32], out: NDArray[np.int8] | None = None, step: float | None = None) -> Quantised:
+def quantise(blocks: NDArray[np.float32], out: NDArray[np.int8] | None = None) -> Quantised:
     """Round blocks to int8.
 
     Args:
-        blocks: (n, B, C) floats; a memory-mapped file is read once or twice, part by part.
+        blocks: (n, B, C) floats; a memory-mapped file is read twice, part by part.
         out: (B, n, C) int8 where to write, such as a mapped file; None makes an array.
-        step: what 1 stands for; None: the largest number / 127. Larger numbers are cut off.
 
     Raises:
-        ValueError: no (n, B, C), or ``out`` has another shape or type.
+        ValueError: no (n, B, C), NaN or infinity in it, or ``out`` has another shape or type.
 
     >>> made = quantise(np.array([[[1.0, 0.0], [0.6, -0.8]]], np.float32))
     >>> made.values.tolist(), round(made.step * 127, 6)
@@ -59,16 +60,17 @@ def quantise(blocks: NDArray[np.float32], out: NDArray[np.int8] | None = None, s
         raise ValueError(f"blocks of shape {blocks.shape}, (n, blocks, C) is wanted")
     count, number, width = blocks.shape
     parts = range(0, count, _ROWS)
-    if step is None:
-        largest = max((float(np.abs(blocks[at : at + _ROWS]).max(initial=0)) for at in parts), default=0.0)
-        step = (largest or 1.0) / LARGEST
+    largest = float(np.max([_LEAST, *(np.abs(blocks[at : at + _ROWS]).max(initial=0) for at in parts)]))  # keeps NaN
+    if not np.isfinite(largest):
+        raise ValueError("blocks hold NaN or infinity, numbers are wanted")
+    step = largest / LARGEST
     values = np.empty((number, count, width), np.int8) if out is None else out
     if values.shape != (number, count, width) or values.dtype != np.int8:
         raise ValueError(f"out is {values.dtype} {values.shape}, int8 {(number, count, width)} is wanted")
     for at in parts:
         scaled = blocks[at : at + _ROWS].transpose(1, 0, 2) * np.float32(1 / step)
         values[:, at : at + _ROWS] = np.clip(np.rint(scaled, out=scaled), -LARGEST, LARGEST, out=scaled)
-    return Quantised(values, float(step), blocks)
+    return Quantised(values, step, blocks)
 
 
 def error_of(approximate: NDArray[np.float32], exact: NDArray[np.float32]) -> float:

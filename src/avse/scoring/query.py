@@ -30,7 +30,7 @@ def scan(query: NDArray[np.float32], documents: Quantised, documents_are: Side =
         (n,) float32; the error comes from rounding to int8 alone, for the products are exact.
 
     Raises:
-        ValueError: Other shapes.
+        ValueError: Other shapes, or a query that holds NaN or infinity.
 
     >>> from avse.scoring import quantise
     >>> pictures = np.array([[[1.0, 0.0], [0.0, 1.0]], [[0.6, 0.8], [0.8, 0.6]]], np.float32)
@@ -42,6 +42,8 @@ def scan(query: NDArray[np.float32], documents: Quantised, documents_are: Side =
         raise ValueError(f"a query of shape {query.shape}, documents (B, n, C) {values.shape}: (R, C) is wanted")
     # An image sums over the query's blocks, which may each have a step; a text compares them, so they share one.
     lengths = np.abs(query).max(axis=1 if documents_are == "images" else None, keepdims=True)
+    if not np.isfinite(lengths).all():
+        raise ValueError("the query holds NaN or infinity, numbers are wanted")
     steps = np.where(lengths > 0, lengths, 1).astype(np.float32) / np.float32(LARGEST)
     packed = numkong.dots_pack(np.rint(query / steps).astype(np.int8))
     scales = np.broadcast_to(steps, (len(query), 1))[:, 0] * np.float32(documents.step)

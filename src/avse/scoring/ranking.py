@@ -14,7 +14,7 @@ import numpy as np
 
 from avse.ranks import Ranks, rank_scores
 from avse.scoring.aeom import check_blocks, plain_arrays
-from avse.scoring.tiles import Precision, score_tiles, tile_shape
+from avse.scoring.tiles import Precision, finite, score_tiles, tile_shape
 
 
 @overload
@@ -54,8 +54,8 @@ def rank_of(
     Fast where the texts stand in the order of their images: then few tiles are computed twice.
 
     Args:
-        images: (n, P, C) float32, numpy or torch.
-        texts: (k, Q, C) of the same kind.
+        images: (n, P, C), numpy or torch; float32 on the CPU is made of them.
+        texts: (k, Q, C) likewise.
         text_to_image: (m,) the image of each caption.
         columns: (m,) the row of ``texts`` of each caption; None: caption j is row j.
         groups: (m,) the text of each caption, for duplicate-aware ranks; see `avse.ranks.rank_scores`.
@@ -66,7 +66,8 @@ def rank_of(
         `Ranks` of all queries, or a list of them.
 
     Raises:
-        ValueError: shapes or lengths that do not fit, images or columns that are not there, no captions.
+        ValueError: shapes or lengths that do not fit, images or columns that are not there, no captions, blocks that
+            hold NaN or infinity.
 
     >>> images = np.eye(2, dtype=np.float32)[:, None]
     >>> texts = np.array([[[1.0, 0.0]], [[1.0, 0.0]]], np.float32)    # the second is of the other picture
@@ -82,8 +83,7 @@ def rank_of(
     lengths = [len(owners), len(where), len(owners if texts_of is None else texts_of)]
     if len(set(lengths)) > 1 or not len(owners):
         raise ValueError(f"{lengths[0]} captions, {lengths[1]} columns, {lengths[2]} groups: all the same, and not 0")
-    plain = plain_arrays(images, texts)
-    plain = plain or (np.asarray(_numpy(images), np.float32), np.asarray(_numpy(texts), np.float32))
+    plain = plain_arrays(images, texts) or (_float32(images), _float32(texts))
     numbers = (folds,) if isinstance(folds, int) else tuple(folds)
     found = rank_scores(_Streamed(*plain, precision), owners, where, texts_of, numbers)
     return found[0] if isinstance(folds, int) else found
@@ -117,7 +117,7 @@ class _Streamed:
 
     def tiles(self) -> Iterator[tuple[slice, slice, np.ndarray]]:
         """Compute all tiles."""
-        return score_tiles(self._images, self._texts, self._precision)
+        return finite(score_tiles(self._images, self._texts, self._precision))
 
 
 def _whole(values: Any, below: int | None, name: str) -> np.ndarray:
@@ -127,6 +127,10 @@ def _whole(values: Any, below: int | None, name: str) -> np.ndarray:
     if len(found) and (found.min() < 0 or (below is not None and found.max() >= below)):
         raise ValueError(f"{name} holds {found.min()} to {found.max()}, 0 to {below} - 1 are there")
     return found.astype(np.int64)
+
+
+def _float32(blocks: Any) -> np.ndarray:
+    return np.asarray(blocks if isinstance(blocks, np.ndarray) else _numpy(blocks.float()), np.float32)
 
 
 def _numpy(values: Any) -> Any:

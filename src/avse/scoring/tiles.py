@@ -4,6 +4,11 @@ A tile is some hundred images against some hundred texts. For each image block o
 of the tile goes into a buffer that stays in the cache, a running maximum over the image blocks follows, then the sum
 over the text blocks.
 float32 goes through numpy; the others through torch, which is loaded only then. Knows no model and no index.
+
+Threads: numpy's products run on OpenBLAS's threads, torch's on OpenMP's, never both at a time; the rest, and numkong,
+runs on the caller's. Each library keeps a pool as large as the machine has cores; OMP_NUM_THREADS bounds both (where
+OPENBLAS_NUM_THREADS says nothing else). OpenMP's threads go on waiting in a loop for a moment after a product, in
+OpenBLAS's way; OMP_WAIT_POLICY=passive, which the command line sets, lets them sleep.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ TILE = {"fp32": (512, 512), "bf16": (1024, 1024), "int8": (512, 1024)}
 """Images and text blocks of a tile, where there are so many texts."""
 _MOST_IMAGES = 4096
 """Images of a tile against a few texts."""
+NOT_FINITE = "some scores are not numbers: images or texts hold NaN or infinity"
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ def _bfloat16(images: Any, texts: Any) -> tuple[Side, Side, Arithmetic]:
     import torch
 
     def part(blocks: Any, first: int, last: int) -> torch.Tensor:
-        return torch.from_numpy(blocks[first:last]).permute(1, 0, 2).to(torch.bfloat16).contiguous()
+        return as_tensor(blocks[first:last]).permute(1, 0, 2).to(torch.bfloat16).contiguous()
 
     def empty(shape: tuple[int, int], of_sum: bool) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.float32 if of_sum else torch.bfloat16)
@@ -135,12 +141,31 @@ def _bfloat16(images: Any, texts: Any) -> tuple[Side, Side, Arithmetic]:
 def _int8(images: Quantised, texts: Quantised) -> tuple[Side, Side, Arithmetic]:
     import torch
 
-    pictures, sentences = torch.from_numpy(images.values), torch.from_numpy(texts.values)
+    pictures, sentences = images.values, texts.values
     return (
-        Side(len(images), len(pictures), lambda first, last: pictures[:, first:last]),
-        Side(len(texts), len(sentences), lambda first, last: sentences[:, first:last].flatten(0, 1).T),
+        Side(len(images), len(pictures), lambda first, last: as_tensor(pictures[:, first:last])),
+        Side(len(texts), len(sentences), lambda first, last: as_tensor(sentences[:, first:last]).flatten(0, 1).T),
         Arithmetic(torch._int_mm, torch.maximum, lambda shape, of_sum: torch.empty(shape, dtype=torch.int32)),
     )
+
+
+def as_tensor(part: NDArray[Any]) -> Any:
+    """Return a tensor over the same memory; over a copy where torch takes it not: read-only, or backwards."""
+    import torch
+
+    return torch.from_numpy(part if part.flags.writeable and min(part.strides) >= 0 else part.copy())
+
+
+def finite(tiles: Iterator[tuple[slice, slice, NDArray[Any]]]) -> Iterator[tuple[slice, slice, NDArray[Any]]]:
+    """Pass tiles on.
+
+    Raises:
+        ValueError: a score is NaN or infinite.
+    """
+    for rows, columns, tile in tiles:
+        if not np.isfinite([tile.min(initial=0), tile.max(initial=0)]).all():
+            raise ValueError(NOT_FINITE)
+        yield rows, columns, tile
 
 
 _SIDES: dict[str, Callable[[Any, Any], tuple[Side, Side, Arithmetic]]] = {

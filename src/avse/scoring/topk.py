@@ -17,7 +17,7 @@ from avse.scoring.aeom import aeom, check_blocks, plain_arrays
 from avse.scoring.int8 import SAMPLE, Quantised, band, error_of, quantise
 from avse.scoring.query import Side, scan
 from avse.scoring.rows import read_rows
-from avse.scoring.tiles import PRECISIONS, Precision, fast, score_tiles
+from avse.scoring.tiles import NOT_FINITE, PRECISIONS, Precision, as_tensor, fast, finite, score_tiles
 
 _T = TypeVar("_T")
 
@@ -29,6 +29,8 @@ _LOOSE = 64
 """Rows kept for each of the first k of a query before the bars are raised."""
 _TOGETHER = 4096
 """Documents scored together by one query."""
+_SHARE = 16
+"""One document in so many may be scored again one by one before it is cheaper to score all of them in float32."""
 
 
 class _CrowdedError(Exception):
@@ -39,9 +41,10 @@ class TopK(NamedTuple):
     """The best documents of each query, best first."""
 
     scores: Any
-    """(q, k) float32."""
+    """(q, k) float32; float64 where both sides are."""
     ids: Any
-    """(q, k) int64, numbers of documents; of equal scores the lower first."""
+    """(q, k) int64, numbers of documents; of equal scores the lower first. Scores of one document's copies may
+    differ in the last bit, by their place in a matrix product: then any of them comes first."""
 
 
 def topk(
@@ -59,14 +62,15 @@ def topk(
         k: how many, at least 1; all documents where there are fewer.
         queries_are: which side asks.
         precision: "fp32" is exact. "int8" scores in int8, takes the rows within twice 6 sigma of the k-th score (sigma
-            of the error, from a sample in this call) and scores those in fp32: the same but for a share below 1e-4.
-            "bf16" ranks by scores in bfloat16. Where the processor is not faster with them, both are computed in fp32.
+            of the error, from a sample in this call) and scores those in fp32: the same for unit blocks but for a share
+            of queries below 1e-4. "bf16" ranks by scores in bfloat16. Where the processor is not faster with them, both
+            are computed in fp32.
 
     Returns:
         Scores and numbers, numpy or torch as the queries are.
 
     Raises:
-        ValueError: Another shape, side, precision, or k below 1.
+        ValueError: Another shape, side, precision, k below 1, or blocks that hold NaN or infinity.
 
     >>> texts = np.array([[[1.0, 0.0]], [[0.0, 1.0]]], np.float32)
     >>> images = np.array([[[0.6, 0.8]], [[1.0, 0.0]], [[1.0, 0.0]]], np.float32)
@@ -84,7 +88,7 @@ def topk(
         raise ValueError("quantised documents without their blocks: make them by quantise(blocks)")
     blocks: Any = documents if prepared is None else prepared.blocks
     if prepared is not None and not isinstance(queries, np.ndarray):
-        blocks = sys.modules["torch"].from_numpy(blocks)
+        blocks = as_tensor(blocks)
     check_blocks(*_ordered(queries, blocks, queries_are))
     k = min(k, len(blocks))
     plain = plain_arrays(queries, blocks)
@@ -114,7 +118,7 @@ def _plain(
     else:
         images, texts = _ordered(queries, documents, queries_are)
         tiles = score_tiles(images, texts, "fp32" if precision == "int8" else precision)
-        return _first(*_candidates(tiles, len(queries), k, queries_are, 0), len(queries), k)
+        return _first(*_candidates(finite(tiles), k, queries_are, 0), len(queries), k)
     return TopK(*(np.stack(values) for values in zip(*found)))
 
 
@@ -130,12 +134,16 @@ def _one(
     approximate = scan(query, prepared, "images" if queries_are == "texts" else "texts")
     sample = _spread(len(documents), SAMPLE)
     again = _exact(query, read_rows(documents, sample), queries_are)
-    bar = np.partition(approximate, -k)[-k] - band(error_of(approximate[sample], again))
-    rows = np.flatnonzero(approximate >= bar)
-    parts = [rows[at : at + _TOGETHER] for at in range(0, len(rows), _TOGETHER)]
-    scores = np.concatenate([_exact(query, read_rows(documents, part), queries_are) for part in parts])
-    order = np.lexsort((rows, -scores))[:k]
-    return scores[order], rows[order]
+    kth, width = np.partition(approximate, -k)[-k], band(error_of(approximate[sample], again))
+    while True:
+        rows = np.flatnonzero(approximate >= kth - width)
+        parts = [rows[at : at + _TOGETHER] for at in range(0, len(rows), _TOGETHER)]
+        scores = np.concatenate([_exact(query, read_rows(documents, part), queries_are) for part in parts])
+        worst = float(np.abs(approximate[rows] - scores).max())
+        if 2 * worst <= width or len(rows) == len(documents):
+            order = np.lexsort((rows, -scores))[:k]
+            return scores[order], rows[order]
+        width = 4 * worst  # the sample did not tell: look further
 
 
 def _exact(query: NDArray[np.float32], documents: NDArray[np.float32], queries_are: Side) -> NDArray[np.float32]:
@@ -148,7 +156,7 @@ def _exact(query: NDArray[np.float32], documents: NDArray[np.float32], queries_a
 def _coarse(
     queries: NDArray[np.float32], documents: NDArray[np.float32], prepared: Quantised, k: int, queries_are: Side
 ) -> TopK:
-    """Rank in int8 with a band, score the band in float32."""
+    """Rank in int8 with a band, score the band in float32; a query for which the band was too narrow, all of it."""
     asked = quantise(queries)
     step = asked.step * prepared.step
     sampled, some = _spread(len(queries), SAMPLE), _spread(len(documents), SAMPLE)
@@ -159,9 +167,16 @@ def _coarse(
         rough[rows, columns] = tile * np.float32(step)
     slack = int(np.ceil(band(error_of(rough, exact)) / step))
     tiles = score_tiles(*_ordered(asked, prepared, queries_are), "int8")
-    of_query, ids, _ = _candidates(tiles, len(queries), k, queries_are, slack)
+    of_query, ids, steps = _candidates(tiles, k, queries_are, slack)
+    if len(ids) > len(queries) * max(4 * k, len(documents) // _SHARE):
+        raise _CrowdedError
     scores = pair_scores(queries, documents, of_query, ids, queries_are)
-    return _first(of_query, ids, scores, len(queries), k)
+    found = _first(of_query, ids, scores, len(queries), k)
+    narrow = np.unique(of_query[2 * np.abs(steps - scores / np.float64(step)) > max(1, slack)])
+    if len(narrow):
+        again = topk(queries[narrow], documents, k, queries_are)
+        found.scores[narrow], found.ids[narrow] = again
+    return found
 
 
 def pair_scores(
@@ -187,7 +202,7 @@ def pair_scores(
 
 
 def _candidates(
-    tiles: Iterator[tuple[slice, slice, NDArray[Any]]], count: int, k: int, queries_are: Side, slack: int
+    tiles: Iterator[tuple[slice, slice, NDArray[Any]]], k: int, queries_are: Side, slack: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]:
     """Return queries, documents and scores of all that may be among the first k of its query, in any order."""
     running: dict[int, _Running] = {}
@@ -278,8 +293,6 @@ def _first(queries: NDArray[np.int64], ids: NDArray[np.int64], scores: NDArray[A
     """Cut sorted candidates to k a query."""
     order = np.lexsort((ids, -scores, queries))
     bounds = np.searchsorted(queries[order], np.arange(count + 1))
-    if (np.diff(bounds) < k).any():
-        raise ValueError("some scores are not numbers: queries or documents hold NaN or infinity")
     starts = bounds[:-1]
     chosen = order[starts[:, None] + np.arange(k)]
     return TopK(scores[chosen].astype(np.float32), ids[chosen].astype(np.int64))
@@ -295,15 +308,17 @@ def _generic(queries: Any, documents: Any, k: int, queries_are: Side, precision:
     on_numpy = isinstance(queries, np.ndarray)
     join: Callable[..., Any] = np.concatenate if on_numpy else sys.modules["torch"].cat
     take: Callable[..., Any] = np.take_along_axis if on_numpy else sys.modules["torch"].take_along_dim
-    step, width = (1024, 4096) if on_numpy or queries.device.type == "cpu" else (4096, 1 << 16)
+    step, width = (1024, 4096) if on_numpy or queries.device.type == "cpu" else (4096, 1 << 14)
     rows = []
-    for top in range(0, len(queries), step):
+    for top in range(0, max(1, len(queries)), step):
         asked = queries[top : top + step]
         scores, ids = None, None
-        for first in range(0, len(documents), width):
+        for first in range(0, max(1, len(documents)), width):
             part = documents[first : first + width]
             new = aeom(*_ordered(asked, part, queries_are), "bf16" if precision == "bf16" else "fp32")
             new = new.T if queries_are == "texts" else new
+            if 0 not in new.shape and not np.isfinite([float(new.min()), float(new.max())]).all():
+                raise ValueError(NOT_FINITE)
             order = _descending(new)[:, :k]
             best, found = take(new, order, 1), order + first
             if scores is not None:
