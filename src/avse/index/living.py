@@ -201,6 +201,7 @@ class Sync(Scan):
         self._flying: dict[str, list[Seen]] = {}  # rows of each content on its way through the embedder
         self._contents: dict[str, str] = {}  # the contents of the ids that are on their way
         self._embeds = True
+        self._unsaid, self._said = 0, time.monotonic()  # files done with whose journal rows wait for a commit
         if journal.count() != len(store):
             store.delete(journal.rebuild(store.entries()))
             store.flush()
@@ -223,6 +224,7 @@ class Sync(Scan):
         if self._flying:
             raise ValueError(f"the embedder did not return {next(iter(self._contents))!r}")
         self._settle()
+        advance(self._unsaid)
 
     def _todo(self, advance: Callable[[int], object]) -> Iterator[tuple[str, Path]]:
         """Yield the pictures to embed; all others are done with on the way."""
@@ -233,7 +235,11 @@ class Sync(Scan):
             if new:
                 yield row.path, self.root / row.path
             elif read is None or read.sha256 not in self._flying:
-                advance(1)
+                with self._lock:
+                    self._unsaid += 1
+                    due = time.monotonic() - self._said > _WRITE_SECONDS
+                    done = self._commit() if due else 0
+                advance(done)
 
     def _is_new(self, row: Seen) -> bool:
         """Tell whether a row must be embedded; if not, it is done with, or waits for one that is being embedded."""
@@ -267,13 +273,19 @@ class Sync(Scan):
                 if isinstance(item, Picture):
                     ready.append(item)
                 else:
-                    advance(self._refuse(item))
+                    self._refuse(item)
             if len(ready) >= _WRITE_PICTURES or time.monotonic() - written > _WRITE_SECONDS:
                 advance(self._acknowledge(ready))
                 ready, written = [], time.monotonic()
         advance(self._acknowledge(ready))
 
-    def _refuse(self, item: Skipped) -> int:
+    def _commit(self) -> int:
+        """Write the journal to the disk; return the number of files that may now be told of."""
+        self.journal.commit()
+        done, self._unsaid, self._said = self._unsaid, 0, time.monotonic()
+        return done
+
+    def _refuse(self, item: Skipped) -> None:
         """Remember that a content cannot be read, under all its paths."""
         with self._lock:
             rows = self._flying.pop(self._contents.pop(item.name))
@@ -282,7 +294,7 @@ class Sync(Scan):
                 self.skip(row.path, item.reason if there else _VANISHED)
                 if there:
                     self.record(row._replace(sha256=f"{_UNREAD}{row.sha256}", reason=item.reason))
-        return len(rows)
+            self._unsaid += len(rows)
 
     def _acknowledge(self, pictures: list[Picture]) -> int:
         """Write pictures to the store, then to the journal; return the number of files that are done with."""
@@ -312,7 +324,7 @@ class Sync(Scan):
                 for row in rows:
                     self.record(row)
                 journal.hold(content, picture.id)
-            journal.commit()
+            done += self._commit()
             self.counts += kinds
         return done
 
