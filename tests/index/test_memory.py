@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avse.index import Index, StoreError, memory, segments
+from avse.index import Index, StoreError, segments
+from avse.scoring import query as scan_of_few
 
 
 @pytest.fixture(autouse=True)
@@ -86,12 +87,13 @@ def encoder_class():
 
 
 def _covered(index):
-    return index._store._segments.covered
+    made = index._store._segments
+    return len(made._entries) * made._rows
 
 
 def test_a_sample_that_says_nothing_is_not_believed(tmp_path, encoder, monkeypatch):
     """The sampled rows have no error at all (one-hot blocks), the others all of it."""
-    monkeypatch.setattr(memory, "SAMPLE", 5)
+    monkeypatch.setattr(scan_of_few, "SAMPLE", 5)
     rng = np.random.default_rng(0)
     blocks = _normed(rng.standard_normal((640, 4, 8)))
     sampled = np.unique(np.linspace(0, 639, 5).astype(int))

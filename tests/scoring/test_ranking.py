@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from avse.ranks import count_ranks
-from avse.scoring import aeom, rank_of
+from avse.scoring import aeom, rank_in_folds, rank_of
 
 tiles = sys.modules["avse.scoring.tiles"]
 
@@ -59,7 +59,7 @@ def test_equals_loops(tile, grouped, seed):
     images, texts = signs(random, n, 3, 4), signs(random, columns.max() + 1, 2, 4)
     groups = columns if grouped else None
     scores = np.einsum("npc,mqc->nmpq", images.astype(int), texts.astype(int)).max(2).sum(-1)
-    found = rank_of(images, texts, owners, columns=columns, groups=groups, folds=(1, 3))
+    found = rank_in_folds(images, texts, owners, (1, 3), columns=columns, groups=groups)
     for ranks, folds in zip(found, (1, 3)):
         size, i2t, t2i = n // folds, {}, {}
         for first in range(0, n, size):

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avse.benchmarks import agreement, in_process, interleaved, limits, peak_bytes, rivals
+from avse.benchmarks import agreement, in_process, interleaved, limits, peak_bytes, rivals, units
 from avse.benchmarks.rows import EINSUM, at_least, at_most, empty_row, sizes_of, target
-from avse.scoring import Quantised, quantise, rank_of, topk
+from avse.scoring import Quantised, quantise, rank_in_folds, topk
 
 Array = NDArray[np.float32]
 Shape = tuple[int, int, int]
@@ -28,13 +28,6 @@ ASKED = 8
 """Different queries that one-query ways ask in turn: how many rows are looked at again depends on the query."""
 FOLDS = 5
 _PART = 10000
-
-
-def units(seed: int, *shape: int) -> Array:
-    """Return random float32 vectors of length 1 over the last dimension."""
-    values = np.random.default_rng(seed).standard_normal(shape, np.float32)
-    values /= np.linalg.norm(values, axis=-1, keepdims=True)
-    return values
 
 
 def measure_queries(gallery: int, shape: Shape, k: int, batch: int, runs: int) -> list[dict[str, Any]]:
@@ -267,7 +260,7 @@ def check_ranks(
 def _ours(images: Array, texts: Array, text_to_image: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
     """Rank in the whole gallery and in the folds; the whole gallery's ranks are given back."""
     folds = (1, FOLDS) if len(images) % FOLDS == 0 else (1,)
-    whole = rank_of(images, texts, text_to_image, folds=folds)[0]
+    whole = rank_in_folds(images, texts, text_to_image, folds)[0]
     return whole.i2t, whole.t2i
 
 

@@ -20,7 +20,7 @@ from avse.index.rows import Rows
 from avse.index.segments import Segments
 from avse.index.where import Node, has
 from avse.scoring import aeom
-from avse.scoring.int8 import SAMPLE, band, error_of
+from avse.scoring.query import look_again
 from avse.scoring.rows import read_rows
 
 _CHUNK_BYTES = 1 << 24
@@ -168,16 +168,14 @@ class MemoryStore:
         rough = rough[numbers]
         if not inside:
             return numbers, rough
-        sample = np.unique(np.linspace(0, inside - 1, SAMPLE).astype(np.int64))
-        sigma = error_of(rough[sample], self._score(blocks, numbers[sample], query))
-        width = band(sigma) + 2 * rounding(query)
-        while True:
-            near = rough >= _bound(rough, k) - width
-            scores = self._score(blocks, numbers[near], query)
-            worst = float(np.abs(scores - rough[near]).max())
-            if 2 * worst <= width or near.all():
-                return numbers[near], scores
-            width = 4 * worst  # the sample did not tell: look further
+        near, scores = look_again(
+            rough,
+            k,
+            lambda rows: self._score(blocks, numbers[rows], query),
+            sampled=inside,
+            slack=2 * rounding(query),
+        )
+        return numbers[near], scores
 
     def _score(self, blocks: Blocks, rows: Numbers | slice, query: Blocks) -> Scores:
         """Score rows in float32, some at a time."""

@@ -39,11 +39,6 @@ class Segments:
             pass
         self._mapped = self._map()
 
-    @property
-    def covered(self) -> int:
-        """How many rows, from the first one, the copy has."""
-        return len(self._entries) * self._rows
-
     def extend(self, blocks: Blocks) -> None:
         """Quantise the full segments of the rows ``blocks`` (n, B, C) that are not there yet, and sync them."""
         missing = range(len(self._entries), len(blocks) // self._rows)

@@ -7,7 +7,6 @@ band of twice six sigma keeps every row that may still belong to the first k.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,11 +34,6 @@ class Quantised:
     def __len__(self) -> int:
         """Return n."""
         return self.values.shape[1]
-
-    def parts(self, rows: int) -> Iterator[tuple[int, Quantised]]:
-        """Yield ``rows`` embeddings at a time with the number of the first one."""
-        for at in range(0, len(self), rows):
-            yield at, Quantised(self.values[:, at : at + rows], self.step)
 
 
 def quantise(blocks: NDArray[np.float32], out: NDArray[np.int8] | None = None) -> Quantised:

@@ -1,17 +1,18 @@
 """One or few queries against many documents in int8, at the speed of reading them: numkong's kernels, no torch.
 
-Knows no index; what belongs to the first k by these scores is looked at again by the caller (`avse.scoring.int8.band`).
+Knows no index; `look_again` finds out which rows must be scored exactly, and the caller scores them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numkong
 import numpy as np
 from numpy.typing import NDArray
 
-from avse.scoring.int8 import LARGEST, Quantised
+from avse.scoring.int8 import LARGEST, SAMPLE, Quantised, band, error_of
 
 Side = Literal["images", "texts"]
 _ROWS = 8192
@@ -59,6 +60,38 @@ def scan(query: NDArray[np.float32], documents: Quantised, documents_are: Side =
         else:
             scores[at : at + rows] = _best_queries(part, packed, tiles[0]) * scales[0]
     return scores
+
+
+def look_again(
+    rough: NDArray[np.float32],
+    k: int,
+    exact: Callable[[NDArray[np.int64]], NDArray[np.float32]],
+    *,
+    sampled: int | None = None,
+    slack: float = 0.0,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the rows that may be among the first k, ascending, with their exact scores.
+
+    They lie within twice 6 sigma of the k-th approximate score, sigma of the error of a sample; where a row that was
+    looked at is further off than that allows, the band is widened and all is looked at again.
+
+    Args:
+        rough: (n,) approximate scores, n at least 1.
+        k: at least 1.
+        exact: (r,) rows -> (r,) float32 scores.
+        sampled: the sample is taken from so many first rows, at least 1; None: from all.
+        slack: what the band is wider by.
+    """
+    sample = np.unique(np.linspace(0, (sampled or len(rough)) - 1, SAMPLE).astype(np.int64))
+    width = band(error_of(rough[sample], exact(sample))) + slack
+    kth = float(np.partition(rough, -k)[-k]) if k < len(rough) else -np.inf
+    while True:
+        rows = np.flatnonzero(rough >= kth - width)
+        scores = exact(rows)
+        worst = float(np.abs(rough[rows] - scores).max())
+        if 2 * worst <= width or len(rows) == len(rough):
+            return rows, scores
+        width = 4 * worst  # the sample did not tell
 
 
 def _best_blocks(part: NDArray[np.int8], packed: Any, tiles: list[Any]) -> NDArray[np.float32]:

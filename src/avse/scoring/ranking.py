@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from avse.scoring.aeom import check_blocks, plain_arrays
 from avse.scoring.tiles import Precision, finite, score_tiles, tile_shape
 
 
-@overload
 def rank_of(
     images: Any,
     texts: Any,
@@ -27,28 +26,7 @@ def rank_of(
     groups: Any = None,
     folds: int = 1,
     precision: Precision = "fp32",
-) -> Ranks: ...
-@overload
-def rank_of(
-    images: Any,
-    texts: Any,
-    text_to_image: Any,
-    *,
-    columns: Any = None,
-    groups: Any = None,
-    folds: Sequence[int],
-    precision: Precision = "fp32",
-) -> list[Ranks]: ...
-def rank_of(
-    images: Any,
-    texts: Any,
-    text_to_image: Any,
-    *,
-    columns: Any = None,
-    groups: Any = None,
-    folds: int | Sequence[int] = 1,
-    precision: Precision = "fp32",
-) -> Ranks | list[Ranks]:
+) -> Ranks:
     """Rank the best match of every query, ties counted both ways; memory does not grow with n times m.
 
     Fast where the texts stand in the order of their images: then few tiles are computed twice.
@@ -59,11 +37,11 @@ def rank_of(
         text_to_image: (m,) the image of each caption.
         columns: (m,) the row of ``texts`` of each caption; None: caption j is row j.
         groups: (m,) the text of each caption, for duplicate-aware ranks; see `avse.ranks.rank_scores`.
-        folds: equal parts of the images, each ranked for itself; several numbers in the same pass give a list.
+        folds: equal parts of the images, each ranked for itself.
         precision: "fp32" or "bf16".
 
     Returns:
-        `Ranks` of all queries, or a list of them.
+        `Ranks` of all queries.
 
     Raises:
         ValueError: shapes or lengths that do not fit, images or columns that are not there, no captions, blocks that
@@ -74,6 +52,21 @@ def rank_of(
     >>> rank_of(images, texts, [0, 1]).t2i.tolist()
     [0, 1]
     """
+    options = {"columns": columns, "groups": groups, "precision": precision}
+    return rank_in_folds(images, texts, text_to_image, (folds,), **options)[0]
+
+
+def rank_in_folds(
+    images: Any,
+    texts: Any,
+    text_to_image: Any,
+    folds: Sequence[int],
+    *,
+    columns: Any = None,
+    groups: Any = None,
+    precision: Precision = "fp32",
+) -> list[Ranks]:
+    """Do as `rank_of` for several numbers of folds in the same pass; return `Ranks` for each."""
     check_blocks(images, texts)
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision {precision!r}: ranks are computed in fp32 or bf16")
@@ -84,9 +77,7 @@ def rank_of(
     if len(set(lengths)) > 1 or not len(owners):
         raise ValueError(f"{lengths[0]} captions, {lengths[1]} columns, {lengths[2]} groups: all the same, and not 0")
     plain = plain_arrays(images, texts) or (_float32(images), _float32(texts))
-    numbers = (folds,) if isinstance(folds, int) else tuple(folds)
-    found = rank_scores(_Streamed(*plain, precision), owners, where, texts_of, numbers)
-    return found[0] if isinstance(folds, int) else found
+    return rank_scores(_Streamed(*plain, precision), owners, where, texts_of, folds)
 
 
 class _Streamed:

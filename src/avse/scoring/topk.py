@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from avse.scoring.aeom import aeom, check_blocks, plain_arrays
 from avse.scoring.int8 import SAMPLE, Quantised, band, error_of, quantise
-from avse.scoring.query import Side, scan
+from avse.scoring.query import Side, look_again, scan
 from avse.scoring.rows import read_rows
 from avse.scoring.tiles import NOT_FINITE, PRECISIONS, Precision, as_tensor, fast, finite, score_tiles
 
@@ -131,19 +131,15 @@ def _one(
     query: NDArray[np.float32], prepared: Quantised, documents: NDArray[np.float32], k: int, queries_are: Side
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Scan, then look again at what may be among the first k."""
-    approximate = scan(query, prepared, "images" if queries_are == "texts" else "texts")
-    sample = _spread(len(documents), SAMPLE)
-    again = _exact(query, read_rows(documents, sample), queries_are)
-    kth, width = np.partition(approximate, -k)[-k], band(error_of(approximate[sample], again))
-    while True:
-        rows = np.flatnonzero(approximate >= kth - width)
-        parts = [rows[at : at + _TOGETHER] for at in range(0, len(rows), _TOGETHER)]
-        scores = np.concatenate([_exact(query, read_rows(documents, part), queries_are) for part in parts])
-        worst = float(np.abs(approximate[rows] - scores).max())
-        if 2 * worst <= width or len(rows) == len(documents):
-            order = np.lexsort((rows, -scores))[:k]
-            return scores[order], rows[order]
-        width = 4 * worst  # the sample did not tell: look further
+
+    def exact(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        parts = (read_rows(documents, rows[at : at + _TOGETHER]) for at in range(0, len(rows), _TOGETHER))
+        return np.concatenate([_exact(query, part, queries_are) for part in parts])
+
+    rough = scan(query, prepared, "images" if queries_are == "texts" else "texts")
+    rows, scores = look_again(rough, k, exact)
+    order = np.lexsort((rows, -scores))[:k]
+    return scores[order], rows[order]
 
 
 def _exact(query: NDArray[np.float32], documents: NDArray[np.float32], queries_are: Side) -> NDArray[np.float32]:
