@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avse.images import ImageError, PixelSpec, open_image, read_image, to_pixels
+from avse.images import PixelSpec, open_image, read_image, to_pixels
 from avse.index.contract import Payload
-from avse.index.pictures import picture_payload
+from avse.index.pictures import picture_payload, reason_of
 
 _NICE = 10
 """The encoder's threads come first: they wait for each other, so that one held up by a decoder holds up all."""
@@ -37,13 +37,6 @@ def read_picture(name: str, path: Path, spec: PixelSpec) -> tuple[NDArray[np.flo
         return to_pixels(read_image(opened, draft=spec.draft), spec), payload
 
 
-def reason_of(error: Exception) -> str:
-    """Say why a picture cannot be read, without its name."""
-    if isinstance(error, ImageError):
-        return error.reason
-    return (error.strerror if isinstance(error, OSError) else None) or f"{type(error).__name__}: {error}"
-
-
 def serve(socket: int, memory: int) -> None:
     """Answer tasks until the other end is closed.
 
@@ -55,9 +48,7 @@ def serve(socket: int, memory: int) -> None:
         socket: descriptor of a connected socket.
         memory: descriptor of the memory for float32 pixels.
     """
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C goes to all processes of a terminal; this one is told by its socket
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to a whole terminal; the socket tells this process
     with suppress(OSError):
         os.nice(_NICE)
     with suppress(EOFError, ConnectionError), Connection(socket) as connection:

@@ -27,7 +27,7 @@ from avse.files import sha256
 from avse.images import walk_images
 from avse.index.contract import AddReport, Blocks, Payload, Skipped, Store, is_unicode
 from avse.index.journal import Content, Journal, Seen, content_of, spare_id
-from avse.index.pictures import Picture, iso_time, path_payload
+from avse.index.pictures import Picture, iso_time, path_payload, reason_of
 
 Embedder = Callable[[Iterable[tuple[str, Path]]], Iterable[Sequence[Picture | Skipped]]]
 """Embeds (id, path) lazily, in memory that does not grow: each item comes back once, in any order."""
@@ -110,7 +110,7 @@ class Scan:
         try:
             read = row._replace(sha256=sha256(self.root / row.path))
         except OSError as error:
-            self.skip(row.path, _VANISHED if isinstance(error, FileNotFoundError) else error.strerror or str(error))
+            self.skip(row.path, _VANISHED if isinstance(error, FileNotFoundError) else reason_of(error))
             return None
         if not self.same(row):
             self.skip(row.path, _CHANGED)
@@ -146,7 +146,7 @@ class Scan:
             facts = (self.root / name).stat()
         except OSError as error:
             vanished = isinstance(error, FileNotFoundError)
-            self.skip(name, _VANISHED if vanished else error.strerror or str(error))
+            self.skip(name, _VANISHED if vanished else reason_of(error))
             return
         now = Seen(name, facts.st_size, facts.st_mtime_ns // 1000)
         if not stat.S_ISREG(facts.st_mode):

@@ -31,10 +31,16 @@ def embed_pictures(
         return [Picture(*item[:1], row, picture_payload(*item)) for item, row in zip(batch, blocks, strict=True)], []
     except (ImageError, OSError) as error:
         if len(batch) == 1:
-            reason = error.reason if isinstance(error, ImageError) else error.strerror or str(error)
-            return [], [Skipped(batch[0][0], reason)]
+            return [], [Skipped(batch[0][0], reason_of(error))]
     parts = [embed_pictures(encode, [item]) for item in batch]
     return [picture for found, _ in parts for picture in found], [skip for _, lost in parts for skip in lost]
+
+
+def reason_of(error: Exception) -> str:
+    """Say why a picture cannot be read, without its name."""
+    if isinstance(error, ImageError):
+        return error.reason
+    return (error.strerror if isinstance(error, OSError) else None) or f"{type(error).__name__}: {error}"
 
 
 def picture_payload(name: str, path: Path, opened: Image.Image | None = None) -> Payload:

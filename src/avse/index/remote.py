@@ -19,7 +19,7 @@ import json
 import os
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Any
@@ -86,7 +86,7 @@ class Remote:
         picture = None if image is None else base64.b64encode(Path(image).read_bytes()).decode()
         asked = {"query": query, "image": picture, "where": where, "k": k, "approximate": approximate}
         _, found = self._ask("POST", "/api/search", json.dumps(asked).encode(), "application/json")
-        with self._as_expected():
+        with _as_expected(self.url):
             return [Hit(hit["id"], float(hit["score"]), dict(hit["payload"])) for hit in found["hits"]]
 
     def entries(self) -> Iterator[list[tuple[str, Payload]]]:
@@ -95,9 +95,10 @@ class Remote:
         while True:
             asked = {"limit": _PAGE} | ({} if after is None else {"after": after})
             _, page = self._ask("GET", f"/api/images?{urlencode(asked)}")
-            with self._as_expected():
-                yield [(str(entry["id"]), dict(entry["payload"])) for entry in page["entries"]]
+            with _as_expected(self.url):
+                entries = [(str(entry["id"]), dict(entry["payload"])) for entry in page["entries"]]
                 after = page["next"]
+            yield entries
             if after is None:
                 return
 
@@ -160,9 +161,6 @@ class Remote:
             f"{self.url} answered {error.code} ({detail}): is it an avse server with an index?{_goes_on(error.url)}"
         ) from error
 
-    def _as_expected(self) -> _AsExpected:
-        return _AsExpected(self.url)
-
 
 def _goes_on(path: str) -> str:
     """Say what became of an index that was being changed; a search changes nothing."""
@@ -171,18 +169,13 @@ def _goes_on(path: str) -> str:
     return " What was reported as done is in its index, the same command goes on from there"
 
 
-class _AsExpected:
-    """Turns an answer of another shape into a `StoreError`."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (KeyError, TypeError, ValueError)):
-            raise StoreError(f"{self._url} answered in another form than an avse server ({error!r})") from error
+@contextmanager
+def _as_expected(url: str) -> Iterator[None]:
+    """Turn an answer of another shape into a `StoreError`."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{url} answered in another form than an avse server ({error!r})") from error
 
 
 def sync_remote(remote: Remote, folder: Path, *, prune: bool = False, progress: bool = True) -> AddReport:
