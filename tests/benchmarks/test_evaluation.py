@@ -5,7 +5,8 @@ import os
 import numpy as np
 import pytest
 
-from avse.benchmarks.evaluation import _dataset, _units, measure_evaluation
+from avse.benchmarks import units
+from avse.benchmarks.evaluation import _dataset, measure_evaluation
 from avse.metrics import retrieval_metrics
 from avse.texts import text_groups
 
@@ -20,7 +21,7 @@ def test_a_small_evaluation_is_measured_in_a_process_of_its_own():
     columns = text_groups(dataset.captions)
     assert row["distinct_texts"] == len(set(dataset.captions)) == 179  # one in a hundred stands twice
     random = np.random.default_rng(0)
-    images, texts = _units(random, 60, 2, 8), _units(random, 179, 1, 8)
+    images, texts = units(random, 60, 2, 8), units(random, 179, 1, 8)
     scores = np.einsum("npc,mqc->nmqp", images.astype(float), texts.astype(float)).max(-1).sum(-1)[:, columns]
     for name, folds in (("plain", 1), ("folds", 5)):
         assert row["rsum"][name] == pytest.approx(retrieval_metrics(scores, dataset.text_to_image, folds=folds).rsum)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from avse.benchmarks import agreement, limits, queries, rivals, scoring
+from avse.benchmarks import agreement, limits, queries, rivals, scoring, units
 from avse.benchmarks.rows import FIELDS
 from avse.benchmarks.scoring import Sizes
 
@@ -28,7 +28,7 @@ def in_this_process(monkeypatch):
 
 @pytest.fixture(scope="module")
 def blocks():
-    return queries.units(5, 25, 3, 16), queries.units(6, 7, 2, 16)
+    return units(5, 25, 3, 16), units(6, 7, 2, 16)
 
 
 def naive(images, texts):

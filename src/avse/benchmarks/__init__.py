@@ -1,6 +1,7 @@
 """Measurements of speed: each module measures one thing and returns rows (dicts); `avse bench` prints them.
 
-What they share is here: the machine's line, ways that are timed in turns, and a process of its own for a measurement.
+What they share is here: the machine's line, random unit blocks, ways that are timed in turns, and a process of its own
+for a measurement.
 Knows no printing and no arguments.
 """
 
@@ -16,6 +17,9 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 _Name = TypeVar("_Name")
 _Found = TypeVar("_Found")
@@ -35,6 +39,13 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
+
+
+def units(random: int | np.random.Generator, *shape: int) -> NDArray[np.float32]:
+    """Return random float32 vectors of length 1 over the last dimension, by a seed or a generator."""
+    values = np.random.default_rng(random).standard_normal(shape, np.float32)
+    values /= np.linalg.norm(values, axis=-1, keepdims=True)
+    return values
 
 
 def interleaved(ways: Mapping[_Name, Callable[[], object]], runs: int) -> dict[_Name, float]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from avse.benchmarks import in_process, peak_bytes
+from avse.benchmarks import in_process, peak_bytes, units
 from avse.data import PairDataset
 
 SHARED = 100
@@ -57,8 +57,8 @@ def _measure(images: int, captions: int, shape: tuple[int, int, int], resamples:
     dataset = _dataset(images, captions)
     columns = text_groups(dataset.captions)
     random = np.random.default_rng(0)
-    pictures = _units(random, images, blocks, width)
-    texts = _units(random, int(columns.max()) + 1, queries, width)
+    pictures = units(random, images, blocks, width)
+    texts = units(random, int(columns.max()) + 1, queries, width)
     times = [time.perf_counter()]
     scores = add_scores(None, pictures, texts)
     times.append(time.perf_counter())
@@ -98,9 +98,3 @@ def _dataset(images: int, captions: int) -> PairDataset:
         (),
         ({},) * images,
     )
-
-
-def _units(random: np.random.Generator, *shape: int) -> np.ndarray:
-    values = random.standard_normal(shape, dtype=np.float32)
-    values /= np.linalg.norm(values, axis=-1, keepdims=True)
-    return values

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avse.benchmarks import interleaved, scan
-from avse.benchmarks.scoring import units
+from avse.benchmarks import interleaved, scan, units
 from avse.scoring import aeom
 
 WHY = {
@@ -127,15 +126,18 @@ def exponent(points: list[tuple[int, float]]) -> float:
 def _pair_ways(sizes: Sizes, random: np.random.Generator) -> dict[str, _Way]:
     """The ways of a pair: cosine, AEOM, and SCAN as published and in two other forms."""
     wide = sizes.views * sizes.embed_dim
-    left, right = units(random, sizes.images, wide), units(random, sizes.texts, wide)
+    left, right = (
+        torch.from_numpy(units(random, sizes.images, wide)),
+        torch.from_numpy(units(random, sizes.texts, wide)),
+    )
     blocks = wide // sizes.block_width, sizes.embed_dim // sizes.block_width
     ways = {
         COSINE: _Way(lambda: left @ right.T, lambda: left.double() @ right.double().T, sizes.images * sizes.texts),
         AEOM: _aeom_way(random, sizes.images, sizes.texts, (*blocks, sizes.block_width)),
     }
     images, texts = sizes.scan_batch
-    regions = units(random, images, sizes.regions, sizes.embed_dim)
-    words = units(random, texts, sizes.words, sizes.embed_dim)
+    regions = torch.from_numpy(units(random, images, sizes.regions, sizes.embed_dim))
+    words = torch.from_numpy(units(random, texts, sizes.words, sizes.embed_dim))
     few = regions[:8], words[:8]
     for name, way, inputs in (
         (SCAN, scan.scan_by_caption, (regions, words)),
@@ -165,7 +167,10 @@ def _growth_ways(sizes: Sizes, random: np.random.Generator) -> dict[str, tuple[s
 
 def _aeom_way(random: np.random.Generator, images: int, texts: int, shape: tuple[int, int, int]) -> _Way:
     blocks, queries, width = shape
-    left, right = units(random, images, blocks, width), units(random, texts, queries, width)
+    left, right = (
+        torch.from_numpy(units(random, images, blocks, width)),
+        torch.from_numpy(units(random, texts, queries, width)),
+    )
 
     def truth() -> Tensor:
         """Einsum and max of the definition, in float64 and a few images at a time."""

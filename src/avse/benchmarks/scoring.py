@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from avse.benchmarks import agreement, in_process, interleaved, limits, queries, rivals
+from avse.benchmarks import agreement, in_process, interleaved, limits, queries, rivals, units
 from avse.benchmarks.rows import EINSUM, at_least, at_most, empty_row, sizes_of
 from avse.scoring import aeom, topk
 from avse.scoring.tiles import fast
@@ -94,17 +94,11 @@ def measure_scoring(
         yield from queries.measure_ranks(sizes.images, sizes.texts, sizes.shape, runs, threads)
 
 
-def units(random: np.random.Generator, *shape: int) -> torch.Tensor:
-    """Return random float32 vectors of length 1 over the last dimension."""
-    values = torch.from_numpy(random.standard_normal(shape, dtype=np.float32))
-    return torch.nn.functional.normalize(values, dim=-1)
-
-
 def measure_matrix(sizes: Sizes, runs: int) -> list[dict[str, Any]]:
     """Time the whole score matrix (n, m) of random unit blocks in every way, and the machine's matrix products."""
     blocks, queries, width = sizes.shape
-    random = np.random.default_rng(0)
-    images, texts = units(random, sizes.images, blocks, width), units(random, sizes.texts, queries, width)
+    images = torch.from_numpy(units(0, sizes.images, blocks, width))
+    texts = torch.from_numpy(units(1, sizes.texts, queries, width))
     some = texts[:_PATIENCE]
     ways: dict[str, tuple[Callable[[], torch.Tensor], str]] = {
         "avse fp32": (lambda: aeom(images, texts), "fp32"),
@@ -168,9 +162,7 @@ def measure_topk(
     """
     if model is None or dataset is None:
         blocks, queries, width = sizes.shape
-        random = np.random.default_rng(0)
-        images = units(random, sizes.images, blocks, width).numpy()
-        texts = units(random, sizes.texts, queries, width).numpy()
+        images, texts = units(0, sizes.images, blocks, width), units(1, sizes.texts, queries, width)
     else:
         images, texts = _encode(model, dataset)
     found: list[dict[str, Any]] = []

@@ -131,8 +131,7 @@ def _shape(text: str) -> tuple[int, int, int]:
 def _scoring(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from avse import files
-    from avse.benchmarks import machine, plot
+    from avse.benchmarks import plot
     from avse.benchmarks.scoring import Sizes, measure_scoring
 
     if len(args.model) != len(args.data):
@@ -156,13 +155,8 @@ def _scoring(args: argparse.Namespace) -> int:
         else:
             print(_scoring_lines(row, rows[-1] if rows else None), flush=True)
         rows.append(row)
-    host = machine() | {"threads": args.threads}
-    line = f"{host['processor']}, {host['cores']} cores, {args.threads} used, torch {host['torch']}, {host['date']}"
-    if not args.json:
-        print(f"{line}; medians of {args.runs}; targets are meant for the sizes of --full")
-    if args.out_json:
-        told = {"parts": list(parts), "runs": args.runs, "sizes": vars(sizes)}
-        files.write_json(args.out_json, {"machine": host, "command": "avse bench scoring", **told, "rows": rows})
+    told = {"command": "avse bench scoring", "parts": list(parts), "runs": args.runs, "sizes": vars(sizes)}
+    line = _finish(args, rows, told, f"; medians of {args.runs}; targets are meant for the sizes of --full")
     if args.out:
         plot.draw_scoring(rows, Path(args.out), line)
     return 0
@@ -206,11 +200,24 @@ def _check_targets(args: argparse.Namespace) -> None:
         plot.check_plots()
 
 
+def _finish(args: argparse.Namespace, rows: list[dict[str, Any]], told: dict[str, Any], note: str = "") -> str:
+    """Print the machine's line, write the rows with it where they are wanted, and return it."""
+    from avse import files
+    from avse.benchmarks import machine
+
+    host = machine() | {"threads": args.threads}
+    line = f"{host['processor']}, {host['cores']} cores, {args.threads} used, torch {host['torch']}, {host['date']}"
+    if not args.json:
+        print(line + note)
+    if args.out_json:
+        files.write_json(args.out_json, {"machine": host, **told, "rows": rows})
+    return line
+
+
 def _matching(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from avse import files
-    from avse.benchmarks import machine, plot
+    from avse.benchmarks import plot
     from avse.benchmarks.matching import Sizes, measure_matching
 
     _check_targets(args)
@@ -222,16 +229,11 @@ def _matching(args: argparse.Namespace) -> int:
         queries=min(64, args.texts),
     )
     rows = measure_matching(sizes, runs=args.runs, threads=args.threads)
-    host = machine()
     for row in rows:
         common.emit(row) if args.json else print(_matching_line(row))
-    line = f"{host['processor']}, {host['cores']} cores, {args.threads} used, torch {host['torch']}, {host['date']}"
-    if not args.json:
-        print(f"{line}; medians of {args.runs}")
-    if args.out_json:
-        told = " ".join(f"--{name} {getattr(args, name)}" for name in ("images", "texts", "runs", "threads"))
-        values = {"machine": host, "command": f"avse bench matching {told}", "sizes": vars(sizes), "rows": rows}
-        files.write_json(args.out_json, values)
+    asked = " ".join(f"--{name} {getattr(args, name)}" for name in ("images", "texts", "runs", "threads"))
+    told = {"command": f"avse bench matching {asked}", "sizes": vars(sizes)}
+    line = _finish(args, rows, told, f"; medians of {args.runs}")
     if args.out:
         plot.draw_matching(rows, Path(args.out), line)
     return 0
@@ -251,8 +253,6 @@ def _matching_line(row: dict[str, Any]) -> str:
 
 
 def _index(args: argparse.Namespace) -> int:
-    from avse import files
-    from avse.benchmarks import machine
     from avse.benchmarks.indexing import Sizes, measure_indexing
     from avse.benchmarks.stores import measure_graph, measure_stores
 
@@ -272,12 +272,8 @@ def _index(args: argparse.Namespace) -> int:
     if args.graph:
         for row in measure_graph(args.graph, args.shape, k=args.k, runs=2 * args.runs + 1):
             tell(row)
-    host = machine() | {"threads": args.threads}
-    if not args.json:
-        print(f"{host['processor']}, {host['cores']} cores, {args.threads} used, torch {host['torch']}, {host['date']}")
-    if args.out_json:
-        told = {"sizes": vars(sizes), "pictures": args.pictures and "own", "model": args.model and "own"}
-        files.write_json(args.out_json, {"machine": host, "command": "avse bench index", **told, "rows": rows})
+    own = {"pictures": args.pictures and "own", "model": args.model and "own"}
+    _finish(args, rows, {"command": "avse bench index", "sizes": vars(sizes), **own})
     return 0
 
 
@@ -301,7 +297,8 @@ def _index_line(row: dict[str, Any]) -> str:
     condition = f"where {row['where']}" if row["where"] else "without a condition"
     return (
         f"{row['store']:8} store, {row['entries']:,} images, first {row['k']} {condition}: "
-        f"{1e3 * row['seconds']:.2f} ms a query, error {row['error']:.0e}"
+        f"{1e3 * row['seconds']:.2f} ms a query ({1e3 * row['first_seconds']:.0f} the first time), "
+        f"error {row['error']:.0e}, {row['entry_bytes']:,} bytes an entry on the disk"
     )
 
 
