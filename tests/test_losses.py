@@ -1,4 +1,4 @@
-"""The objectives: hand-computed cases, naive loops in float64, masks, the floor of L_reg."""
+"""The objectives: hand-computed cases, naive loops in float64, masks, batches without negatives, the floor of L_reg."""
 
 import math
 
@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from avse.losses import CrossViewDecorrelationLoss, HardNegativeTripletLoss, InfoNCE, true_matches
+from avse.losses import (
+    CrossViewDecorrelationLoss,
+    HardNegativeTripletLoss,
+    InfoNCE,
+    true_matches,
+    violation_rate,
+)
 
 
 def naive_hinge(scores, matches, margin, hardest):
@@ -58,6 +64,61 @@ def test_all_masked_costs_nothing_and_collapse_costs_two_margins_a_pair():
     assert float(HardNegativeTripletLoss(0.2)(torch.zeros(8, 8), torch.eye(8, dtype=torch.bool))) == pytest.approx(3.2)
 
 
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_batch_without_negatives_costs_nothing_and_moves_nothing(size, kind):
+    everything = torch.ones(size, size, dtype=torch.bool)
+    for loss in (HardNegativeTripletLoss(), HardNegativeTripletLoss(hardest=False), InfoNCE(learnable=True)):
+        scores = torch.randn(size, size).to(kind).requires_grad_()
+        found = loss(scores, everything)
+        found.backward()
+        assert float(found.detach()) == 0 and not scores.grad.any()
+        assert all(not parameter.grad.any() for parameter in loss.parameters())
+    assert float(violation_rate(scores, everything, 0.2)) == 0
+
+
+@pytest.mark.parametrize("form", ["correct", "official"])
+@pytest.mark.parametrize("row", [[0.0, 0.0, 0.0], [1.0, -2.0, 0.1]])
+def test_equal_rows_have_finite_decorrelation_and_gradient(form, row):
+    """As all pairs of one picture give, or embeddings that collapsed; in `correct` nothing says which way is out."""
+    views = torch.tensor(row, dtype=torch.float64).repeat(4, 2, 1).requires_grad_()
+    found = CrossViewDecorrelationLoss(form=form)(views)
+    found.backward()
+    assert torch.isfinite(found) and torch.isfinite(views.grad).all()
+    if form == "correct":
+        assert float(found.detach()) == pytest.approx(1) and float(views.grad.abs().max()) < 1e-9
+    assert float(CrossViewDecorrelationLoss(form=form)(views[:1])) == 0  # one row has no correlation
+
+
+def test_half_precision_is_computed_in_fp32():
+    torch.manual_seed(0)
+    eye = torch.eye(6, dtype=torch.bool)
+    for kind in (torch.bfloat16, torch.float16):
+        scores = (torch.randn(6, 6) * 0.3 - 5).to(kind)  # negative: a mask of 0 would win every maximum
+        for loss in (HardNegativeTripletLoss(), HardNegativeTripletLoss(hardest=False), InfoNCE(0.07)):
+            assert loss(scores, eye).dtype == torch.float32
+            assert torch.equal(loss(scores, eye), loss(scores.float(), eye))
+        assert violation_rate(scores, eye, 0.1) == violation_rate(scores.float(), eye, 0.1)
+        views = torch.randn(5, 2, 3).to(kind)
+        assert torch.equal(CrossViewDecorrelationLoss()(views), CrossViewDecorrelationLoss()(views.float()))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_violation_rate_equals_a_naive_loop(seed):
+    torch.manual_seed(seed)
+    scores = torch.randn(9, 9) * 0.3 - 2
+    matches = torch.eye(9, dtype=torch.bool) | (torch.rand(9, 9) < 0.3)
+    matches[2] = True  # a query without negatives
+    s, m = scores.double().tolist(), matches.tolist()
+    violated = 0
+    for i in range(9):
+        violated += any(s[i][j] + 0.2 > s[i][i] for j in range(9) if not m[i][j])
+        violated += any(s[j][i] + 0.2 > s[i][i] for j in range(9) if not m[j][i])
+    assert float(violation_rate(scores, matches, 0.2)) == pytest.approx(violated / 18)
+    assert float(violation_rate(torch.zeros(8, 8), torch.eye(8, dtype=torch.bool), 0.2)) == 1  # collapse
+    assert float(violation_rate(torch.eye(8), torch.eye(8, dtype=torch.bool), 0.2)) == 0
+
+
 def test_masked_twin_changes_nothing_at_all():
     torch.manual_seed(0)
     scores = torch.randn(5, 5)
@@ -78,7 +139,7 @@ def test_temperature_is_learnt_only_when_asked():
     assert not InfoNCE(0.05).log_scale.requires_grad
     loss = InfoNCE(0.05, learnable=True)
     loss(torch.randn(4, 4), torch.eye(4, dtype=torch.bool)).backward()
-    assert loss.log_scale.grad is not None and float(loss.log_scale.exp()) == pytest.approx(20)
+    assert loss.log_scale.grad is not None and float(loss.log_scale.detach().exp()) == pytest.approx(20)
 
 
 def naive_decorrelation(views, weight, official):

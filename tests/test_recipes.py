@@ -133,7 +133,9 @@ def as_options(settings: dict[str, object]) -> list[str]:
 
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_two_steps_of_a_recipe(name, world, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("avse.trainer.draw_curves", lambda *_: None)  # half of the time, and test_trainer sees to it
+    monkeypatch.setattr(
+        "avse.trainer.loop.draw_curves", lambda *_: None
+    )  # half of the time, and test_trainer sees to it
     changes, out = shrunk(name, world, tmp_path), tmp_path / "run"
     assert main(["train", "--config", name, *changes, "--out", str(out)]) == 0
     recipe = load_recipe(name, [changes[i] for i in range(1, len(changes), 2)])
@@ -142,7 +144,7 @@ def test_two_steps_of_a_recipe(name, world, tmp_path, capsys, monkeypatch):
     for i, folder in enumerate(folders):
         kept = load_recipe(folder / "recipe.yaml")
         assert kept.train.seed == recipe.train.seed + i and kept.model == recipe.model and kept.ensemble == 1
-        assert json.loads((folder / "checkpoint" / "progress.json").read_text())["step"] == 2
+        assert json.loads((folder / "checkpoints" / "step-00000002" / "progress.json").read_text())["step"] == 2
         histories.append(json.loads((folder / "history.json").read_text()))
         for entry in histories[-1]:
             assert entry["skipped_steps"] == 0 and math.isfinite(entry["loss"]) and entry["gradient"] > 0

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,11 @@ from avse.data import load_dataset
 from avse.data.scenes import make_scenes
 from avse.evaluate import evaluate
 from avse.features import FeatureError
-from avse.files import ManifestError, verify_manifest
+from avse.files import verify_manifest
 from avse.inputs import open_inputs, select
 from avse.model import AVSE
 from avse.trainer import Trainer, TrainingError
+from avse.trainer.feed import PairFeed
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,10 @@ def test_the_run_folder_holds_the_best_epoch(build, scenes, tmp_path):
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert run["best_epoch"] == result.best_epoch and run["seconds"]["train"] > 0
     assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
-    verify_manifest(tmp_path / "run" / "checkpoint")
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == sorted([f"best-{result.best_epoch:04d}", "step-00000006", "step-00000009"])
+    for name in kept:
+        verify_manifest(tmp_path / "run" / "checkpoints" / name)
 
 
 def test_resumed_equals_never_stopped(build, scenes, tmp_path):
@@ -115,55 +120,44 @@ def test_resume_refuses_other_settings_data_and_damage(build, scenes, tmp_path):
         Trainer(build(), settings(epochs=1), cache=cache, progress=False).fit(
             scenes["train"], scenes["test"], out=out, resume=True
         )
-    path = out / "checkpoint" / "last.safetensors"
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(ManifestError, match="last.safetensors"):
+    damage(out / "checkpoints" / "step-00000003" / "weights.safetensors")
+    with pytest.raises(TrainingError, match=r"no checkpoint .* is whole: .*weights\.safetensors.*--force"):
         Trainer(build(), settings(epochs=1), cache=cache, progress=False).fit(
             scenes["train"], scenes["val"], out=out, resume=True
         )
 
 
-def test_a_full_disk_leaves_the_former_checkpoint(build, scenes, tmp_path, monkeypatch):
-    from avse import checkpoint
+def damage(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
 
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_it(build, scenes, tmp_path, caplog):
     cache, out = tmp_path / "cache", tmp_path / "run"
-    real, calls = checkpoint.save_tensors, []
-
-    def save(path, tensors):
-        calls.append(path)
-        if len(calls) > 2:
-            path.write_bytes(b"half")
-            raise OSError(28, "No space left on device", str(path))
-        real(path, tensors)
-
-    monkeypatch.setattr(checkpoint, "save_tensors", save)
-    with pytest.raises(OSError, match="No space left"):
-        Trainer(build(), settings(), cache=cache, progress=False).fit(scenes["train"], scenes["val"], out=out)
-    monkeypatch.setattr(checkpoint, "save_tensors", real)
-    verify_manifest(out / "checkpoint")
-    assert not list(out.glob(".*.tmp"))
-    result = Trainer(build(), settings(), cache=cache, progress=False).fit(
-        scenes["train"], scenes["val"], out=out, resume=True
-    )
-    assert [entry["epoch"] for entry in result.history] == [0, 1, 2]
+    Trainer(build(), settings(), cache=cache, progress=False).fit(scenes["train"], scenes["val"], out=out)
+    history, weights = (out / "history.json").read_bytes(), (out / "model" / "model.safetensors").read_bytes()
+    damage(out / "checkpoints" / "step-00000009" / "state.pt")
+    Trainer(build(5), settings(), cache=cache, progress=False).fit(scenes["train"], scenes["val"], out=out, resume=True)
+    assert "checkpoint damaged" in caplog.text and "state.pt" in caplog.text
+    assert (out / "history.json").read_bytes() == history
+    assert (out / "model" / "model.safetensors").read_bytes() == weights
 
 
 def test_not_finite_is_counted_then_fatal(build, scenes, tmp_path, monkeypatch):
     trainer = Trainer(build(), settings(max_nan_steps=2, epochs=1), cache=tmp_path, progress=False)
-    real, calls = trainer._matching, []
+    real, calls = trainer.step.matching, []
 
     def matching(scores, matches, epoch):
         calls.append(0)
         value = real(scores, matches, epoch)
         return value * float("nan") if len(calls) == 2 else value
 
-    monkeypatch.setattr(trainer, "_matching", matching)
+    monkeypatch.setattr(trainer.step, "matching", matching)
     result = trainer.fit(scenes["train"], scenes["val"])
     assert result.history[0]["skipped_steps"] == 1 and np.isfinite(result.history[0]["loss"])
     trainer = Trainer(build(), settings(max_nan_steps=1, epochs=1), cache=tmp_path, progress=False)
-    monkeypatch.setattr(trainer, "_matching", lambda s, m, e: s.sum() * float("inf"))
+    monkeypatch.setattr(trainer.step, "matching", lambda s, m, e: s.sum() * float("inf"))
     with pytest.raises(TrainingError, match=r"not finite in 2 steps in a row .*train\.lr \(0\.002\)"):
         trainer.fit(scenes["train"], scenes["val"])
 
@@ -223,31 +217,46 @@ def test_changed_pictures_are_another_run(build, scenes, tmp_path):
         Trainer(build(), settings(epochs=1), progress=False).fit(train, val, out=tmp_path / "run", resume=True)
 
 
-def test_first_epoch_all_negatives_then_the_hardest(build, scenes, tmp_path):
-    trainer = Trainer(build(), settings(objective="hinge", hard_negative_start_epoch=1), cache=tmp_path)
-    scores, matches = torch.randn(6, 6), torch.eye(6, dtype=torch.bool)
-    everything = float(trainer._matching(scores, matches, 0))
-    hardest = float(trainer._matching(scores, matches, 1))
-    assert everything > hardest
-    warm = Trainer(build(), settings(objective="hinge", infonce_warmup_epochs=2), cache=tmp_path)
-    assert float(warm._matching(scores, matches, 1)) == pytest.approx(float(warm.infonce(scores, matches)))
-    assert float(warm._matching(scores, matches, 2)) == pytest.approx(hardest)
+def test_first_epoch_all_negatives_then_the_hardest(build, scenes, tmp_path, monkeypatch):
+    scores, matches, seen = torch.randn(6, 6), torch.eye(6, dtype=torch.bool), []
+    config = settings(objective="hinge", hard_negative_start_epoch=2, infonce_warmup_epochs=1, score_scale="sum")
+    trainer = Trainer(build(), config, cache=tmp_path, progress=False)
+    real = trainer.step.matching
+
+    def matching(real_scores, real_matches, epoch):
+        seen.append((epoch, float(real(scores, matches, epoch))))
+        return real(real_scores, real_matches, epoch)
+
+    monkeypatch.setattr(trainer.step, "matching", matching)
+    trainer.fit(scenes["train"], scenes["val"])
+    own = scores.diagonal()
+    columns, rows = (0.2 + scores - own[:, None]).clamp(min=0), (0.2 + scores - own[None, :]).clamp(min=0)
+    columns.fill_diagonal_(0), rows.fill_diagonal_(0)
+    expected = [
+        float(trainer.step.infonce(scores, matches)),
+        float(columns.sum() + rows.sum()),
+        float(columns.max(1).values.sum() + rows.max(0).values.sum()),
+    ]
+    for epoch, value in seen:
+        assert value == pytest.approx(expected[epoch], rel=1e-5)
+    assert {epoch for epoch, _ in seen} == {0, 1, 2}
 
 
 @pytest.mark.parametrize("epoch_of", ["images", "pairs"])
 def test_an_epoch_is_each_image_or_each_pair_once(build, scenes, epoch_of):
-    trainer = Trainer(build(), settings(epoch_of=epoch_of, batch_size=7))
-    data = scenes["train"]
-    batches = list(trainer._batches(data, np.random.default_rng(0)))
-    images, captions = (np.concatenate(part) for part in zip(*batches))
-    assert np.array_equal(data.text_to_image[captions], images)
+    model, data = build(), scenes["train"]
+    feed = PairFeed(open_inputs(model, data), model, settings(epoch_of=epoch_of, batch_size=7))
+    batches = [fed.batch for fed in feed.epoch(0)]
+    images = [i for batch in batches for i in batch.image_ids]
+    texts = [text for batch in batches for text in batch.captions]
+    assert len(batches) == feed.steps
+    assert all(text in data.captions_of(i) for i, text in zip(images, texts))
     if epoch_of == "images":
         assert sorted(images) == list(range(data.num_images))
-        another = np.concatenate([c for _, c in trainer._batches(data, np.random.default_rng(1))])
-        assert set(another) != set(captions)
+        assert set(texts) != {text for fed in feed.epoch(1) for text in fed.batch.captions}
     else:
-        assert sorted(captions) == list(range(data.num_pairs))
-    sizes = [len(part) for part, _ in batches]
+        assert sorted(texts) == sorted(data.captions)
+    sizes = [len(batch.captions) for batch in batches]
     assert max(sizes) <= 7 and max(sizes) - min(sizes) <= 1
 
 
@@ -316,41 +325,106 @@ def test_a_part_of_all_equals_the_split_itself(build, scenes, tmp_path):
     )
 
 
-KILLED = """
-import sys, torch
+RUN = """
+import json, resource, sys, time, torch
 from avse.config import *
 from avse.data import load_dataset
 from avse.model import AVSE
 from avse.trainer import Trainer
-vit, bert, data, out, cache = sys.argv[1:]
+vit, bert, data, out, extra = sys.argv[1:]
 torch.set_num_threads(1)
 torch.manual_seed(0)
-model = AVSE(ModelConfig(image_encoder=ImageEncoderConfig(source=vit), text_encoder=TextEncoderConfig(source=bert),
-                         embed_dim=16, block_width=8))
-trainer = Trainer(model, TrainConfig(epochs=6, batch_size=10, lr=2e-3), cache=cache, progress=False)
-trainer.fit(load_dataset(data, split="train"), load_dataset(data, split="val"), out=out, resume=True,
-            on_epoch=lambda entry: print(entry["epoch"], flush=True))
+model = AVSE(ModelConfig(image_encoder=ImageEncoderConfig(source=vit, frozen=False, sampling_stage="input"),
+                         text_encoder=TextEncoderConfig(source=bert, frozen=False), embed_dim=16, block_width=8))
+changes = {"epochs": 4, "batch_size": 6, "lr": 2e-3, "objective": "hinge", "size_augment": 0.2, "word_augment": True,
+           "image_augment": True, "color_augment": 0.2, "decorrelation_weight": 0.1,
+           "frozen_epochs": 1, "chunk_size": 4, "gradient_checkpointing": True, "checkpoint_minutes": 0, "warmup_steps": 3, **json.loads(extra)}
+limit = changes.pop("limit", None)
+trainer = Trainer(model, TrainConfig(**changes), progress=False)
+def on_epoch(entry):
+    print("epoch", flush=True)
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+print("ready", flush=True)
+train, val = (load_dataset(data, split=split) for split in ("train", "val"))
+result = trainer.fit(train, val, out=out, resume=True, on_epoch=on_epoch)
+print("finished" if result.finished else "stopped")
 """
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(12, marks=pytest.mark.slow)])
-def test_killed_at_any_moment_and_resumed_equals_never_stopped(
-    kills, tiny_vit_folder, tiny_bert_folder, scenes, tmp_path
-):
-    def start(out):
-        command = [sys.executable, "-c", KILLED, str(tiny_vit_folder), str(tiny_bert_folder), str(scenes["train"].root)]
-        return subprocess.Popen([*command, str(out), str(tmp_path / "cache")], stdout=subprocess.PIPE, text=True)
+@pytest.fixture
+def launch(tiny_vit_folder, tiny_bert_folder, scenes):
+    return partial(start_run, tiny_vit_folder, tiny_bert_folder, scenes)
 
-    whole = start(tmp_path / "whole")
-    assert whole.wait(120) == 0
-    random = np.random.default_rng(kills)
+
+def start_run(vit, bert, scenes, out, **changes):
+    folders = map(str, (vit, bert, scenes["train"].root, out))
+    command = [sys.executable, "-c", RUN, *folders, json.dumps(changes)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_vit_folder, tiny_bert_folder, scenes, tmp_path_factory):
+    """The run that nothing stops, and the seconds that it took after its start."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    process = start_run(tiny_vit_folder, tiny_bert_folder, scenes, out)
+    process.stdout.readline()
+    started = time.monotonic()
+    ends(process)
+    return out, time.monotonic() - started
+
+
+def ends(process, code=0):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, err[-2000:]
+    return out, err
+
+
+def same_bits(a, b):
+    for name in ("history.json", "model/model.safetensors"):
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_at_any_step_and_resumed_equals_never_stopped(launch, whole, kills, tmp_path):
+    """Dropout, crops, colours, words, views, chunks, frozen epochs: all that is random or has a state is on."""
+    unharmed, duration = whole
+    random, killed = np.random.default_rng(kills), 0
     for _ in range(kills):
-        process = start(tmp_path / "parts")
-        process.stdout.readline()  # an epoch was reported done (or the run has ended)
-        time.sleep(float(random.uniform(0, 0.3)))
+        process = launch(tmp_path / "parts")
+        process.stdout.readline()
+        time.sleep(float(random.uniform(0, 0.8 * duration)))
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)
-        process.wait(60)
-    assert start(tmp_path / "parts").wait(120) == 0
-    for name in ("history.json", "model/model.safetensors"):
-        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+            killed += 1
+        process.communicate()
+    assert killed >= kills // 2 + 1
+    ends(launch(tmp_path / "parts"))
+    same_bits(tmp_path / "parts", unharmed)
+    pieces = json.loads((tmp_path / "parts" / "run.json").read_text())["pieces"]
+    assert len(pieces) == kills + 1 and "killed" in {piece["end"] for piece in pieces}
+
+
+def test_sigterm_saves_and_ends_well_in_an_epoch_or_in_validation(launch, whole, tmp_path):
+    for wait in (0.0, 0.4):
+        process = launch(tmp_path / "parts", checkpoint_minutes=60)
+        while process.stdout.readline() not in ("epoch\n", "finished\n"):
+            pass
+        time.sleep(wait)
+        process.send_signal(signal.SIGTERM)
+        out, err = ends(process)
+        assert "stopped" in out and "SIGTERM" in err
+        run = json.loads((tmp_path / "parts" / "run.json").read_text())
+        assert run["status"] == "stopped" and run["pieces"][-1]["end"] == "stopped"
+    ends(launch(tmp_path / "parts"))
+    same_bits(tmp_path / "parts", whole[0])
+
+
+def test_a_disk_that_really_refuses_leaves_the_former_checkpoint(launch, whole, tmp_path):
+    """The kernel refuses to write files above a limit, as a full disk does: no function is replaced."""
+    process = launch(tmp_path / "parts", limit=20_000)
+    _, err = ends(process, 1)
+    assert "could not be written" in err and "is whole: make room and go on with --resume" in err
+    assert not list((tmp_path / "parts").rglob("*.tmp"))
+    ends(launch(tmp_path / "parts"))
+    same_bits(tmp_path / "parts", whole[0])

@@ -6,6 +6,7 @@ included), image_encoder/ and text_encoder/ (what rebuilds them without weights)
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -67,8 +68,20 @@ def recover(folder: str | Path) -> Path:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write tensors as safetensors; tensors that share memory are written apart."""
-    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path)
+    """Write tensors as safetensors; tensors that share memory are written apart. OSError where the disk refuses."""
+    apart = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    try:
+        save_file(apart, path)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, f"not written: {error}", str(path)) from error
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write what `load_state` reads. OSError where the disk refuses."""
+    try:
+        torch.save(state, path)
+    except RuntimeError as error:  # torch's own, without the system's number
+        raise OSError(errno.EIO, f"not written: {str(error).splitlines()[0]}", str(path)) from error
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

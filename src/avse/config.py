@@ -152,6 +152,14 @@ class DataConfig(Section):
     """At most so many validation pictures, likewise."""
     cache: str | None = None
     """Folder of the grids of frozen encoders; None: `.cache/avse` where grids can be cached."""
+    leaks: Literal["warn", "drop", "error", "ignore"] = "warn"
+    """What to do about training pictures that stand, the same or nearly, in validation or test: say so, leave them
+    out, stop, or do not look."""
+    shards: str | None = None
+    """Training pairs from webdataset shards, streamed: a folder of .tar files or a pattern such as
+    "train-{000000..000099}.tar"; validation still comes from `source`."""
+    shuffle_buffer: int = Field(1000, ge=1)
+    """Shards: samples that a reader holds and draws the next one from."""
 
 
 class TrainConfig(Section):
@@ -195,9 +203,29 @@ class TrainConfig(Section):
     """Words masked, replaced or dropped at 20 % (BERT family, not frozen)."""
     image_augment: bool = False
     """Random crop and flip (encoders that read pixels, so never with cached grids)."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    color_augment: float = Field(0.0, ge=0, le=1)
+    """With image_augment: brightness, contrast and saturation change by up to this share, hue by a quarter of it."""
+    frozen_epochs: int = Field(0, ge=0)
+    """Encoders that are trained stay as they are for the first so many epochs."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after so many epochs in a row without a better validation rSum; None: never."""
+    chunk_size: int | None = Field(None, ge=1)
+    """Pairs that the trained encoders see at a time (cached embeddings): the memory is a chunk's, the negatives are
+    the whole batch's. None: the whole batch at once."""
+    gradient_checkpointing: bool = False
+    """Compute the blocks' activations again in the backward pass in the place of keeping them (transformers)."""
+    compile: bool = False
+    """Compile the encoders that are trained (torch.compile); pays only in long trainings, mostly on a GPU."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Autocast of the forward pass; fp16 scales the loss."""
     max_nan_steps: int = Field(5, ge=0)
     """Steps in a row with a non-finite loss or gradient that are skipped before training stops with an error."""
+    on_collapse: Literal["warn", "all_negatives"] = "warn"
+    """When every embedding becomes the same: say so, or also take all negatives for a while (hinge)."""
+    checkpoint_minutes: float = Field(10.0, ge=0)
+    """Longest time between two checkpoints; 0: one after every step. The end of an epoch is always one."""
+    tensorboard: bool = False
+    """Write curves for TensorBoard too (extra `tensorboard`)."""
     workers: int = Field(2, ge=0)
     """Threads that decode pictures."""
     seed: int = Field(0, ge=0)

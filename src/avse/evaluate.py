@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from avse import parallel
+from avse.ahead import ahead
 from avse.data import PairDataset
-from avse.inputs import Inputs, open_inputs, reads_regions, select
+from avse.features import Precision, resolve_precision
+from avse.inputs import Inputs, TextInputs, open_inputs, reads_regions, select
 from avse.metrics import RetrievalReport
 from avse.model import AVSE
 from avse.protocols import Scored, measure, prepare
@@ -19,6 +23,7 @@ from avse.scoring.tiles import score_tiles
 from avse.texts import text_groups
 
 log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 def evaluate(
@@ -32,6 +37,9 @@ def evaluate(
     cache: str | Path | None = None,
     inputs: Inputs | None = None,
     meta: dict[str, Any] | None = None,
+    precision: Precision = "fp32",
+    tick: Callable[[int], None] | None = None,
+    shared: bool = False,
 ) -> RetrievalReport:
     """Measure a model on one split.
 
@@ -45,12 +53,16 @@ def evaluate(
         cache: folder of cached grids, for frozen encoders.
         inputs: the split, already open for every model given; then `dataset` is not read again.
         meta: further facts the figures stand with, such as the seed.
+        precision: of the model's forward pass; "auto" is bf16 autocast where the device has it, else fp32.
+        tick: called after each batch with its number of pictures or texts; what it raises ends the evaluation.
+        shared: every process of a training calls this, and each embeds its part.
 
     Returns:
         The plain protocol with the duplicate-aware one beside it.
 
     Raises:
-        ValueError: the protocol is not defined on these data, or members of an ensemble read other pictures.
+        ValueError: the protocol is not defined on these data, members of an ensemble read other pictures, or bf16 on a
+            device without it.
     """
     if not isinstance(protocol, str):
         raise TypeError(f"one protocol by its name is measured at a time, not {protocol!r}: call evaluate for each")
@@ -59,19 +71,30 @@ def evaluate(
         inputs = select(inputs, part)
     models = [model] if isinstance(model, AVSE) else model
     opened = ((one, inputs or open_inputs(one, part, cache=cache), meta or {}) for one in models)
-    return measure(score(opened, batch_size), protocol, bootstrap=bootstrap, confidence=confidence)
+    scored = score(opened, batch_size, precision=precision, tick=tick, shared=shared)
+    return measure(scored, protocol, bootstrap=bootstrap, confidence=confidence)
 
 
-def score(members: Iterable[tuple[AVSE, Inputs, dict[str, Any]]], batch_size: int = 64) -> Scored:
+def score(
+    members: Iterable[tuple[AVSE, Inputs, dict[str, Any]]],
+    batch_size: int = 64,
+    *,
+    precision: Precision = "fp32",
+    tick: Callable[[int], None] | None = None,
+    shared: bool = False,
+) -> Scored:
     """Score every image of a split against every distinct text; several models give the mean of their S.
 
     Args:
         members: each model with the split, open for it, and further facts. They are taken one after the other, so that
             a generator need hold one model at a time.
         batch_size: pictures or texts at a time.
+        precision: as in `evaluate`.
+        tick: as in `evaluate`.
+        shared: as in `evaluate`.
 
     Raises:
-        ValueError: no member, or members that read other pictures or captions.
+        ValueError: no member, members that read other pictures or captions, or bf16 on a device without it.
     """
     scores: np.ndarray | None = None
     first: Inputs | None = None
@@ -79,8 +102,9 @@ def score(members: Iterable[tuple[AVSE, Inputs, dict[str, Any]]], batch_size: in
     for model, inputs, meta in members:
         first = first or inputs
         _same_pairs(first, inputs)
-        facts.append({**_facts(model, inputs), **meta, "_text_blocks": model.num_text_blocks})
-        scores = add_scores(scores, *encode_inputs(model, inputs, batch_size))
+        facts.append({**_facts(model, inputs, precision), **meta, "_text_blocks": model.num_text_blocks})
+        embedded = encode_inputs(model, inputs, batch_size, precision=precision, tick=tick, shared=shared)
+        scores = add_scores(scores, *embedded)
     if scores is None or first is None:
         raise ValueError("no model to evaluate")
     blocks = sorted({fact.pop("_text_blocks") for fact in facts})
@@ -105,15 +129,17 @@ def add_scores(scores: np.ndarray | None, images: np.ndarray, texts: np.ndarray)
     return total
 
 
-def _facts(model: AVSE, inputs: Inputs) -> dict[str, Any]:
+def _facts(model: AVSE, inputs: Inputs, precision: Precision) -> dict[str, Any]:
     """Return what the figures of a model stand with."""
-    encoder = model.image_encoder
+    encoder, computed = model.image_encoder, inputs.images.precision
+    if resolve_precision(model.device, precision) == "bf16":
+        computed = "bf16" if computed == "fp32" else f"{computed}, heads bf16"
     size = {"regions": encoder.grid[1]} if reads_regions(model) else {"resolution": encoder.pixels.size[0]}
     told: dict[str, Any] = {
         "dataset": inputs.dataset.name,
         "split": inputs.dataset.split,
         **size,
-        "precision": inputs.images.precision,
+        "precision": computed,
         **model.facts,
     }
     return {**told, "skipped": len(inputs.skipped)} if inputs.skipped else told
@@ -137,31 +163,71 @@ def _same_pairs(first: Inputs, other: Inputs) -> None:
         raise ValueError(f"the members of an ensemble must be measured on the same pairs{told}")
 
 
-def encode_inputs(model: AVSE, inputs: Inputs, batch_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    """Embed every image and every distinct text once.
+def encode_inputs(
+    model: AVSE,
+    inputs: Inputs,
+    batch_size: int = 64,
+    *,
+    precision: Precision = "fp32",
+    tick: Callable[[int], None] | None = None,
+    shared: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Embed every image and every distinct text once, the next batch being read while the encoder works.
 
     Texts that differ only in case and spaces are one; shortest first, so that little is spent on padding.
 
+    Args:
+        model: its mode is restored afterwards, whatever happens.
+        inputs: the split, open for it.
+        batch_size: pictures or texts at a time.
+        precision: as in `evaluate`.
+        tick: as in `evaluate`.
+        shared: as in `evaluate`.
+
     Returns:
         Images (n, P, C) and distinct texts (g, Q, C) in the order of `text_groups`, float32.
+
+    Raises:
+        ValueError: bf16 on a device without it.
     """
-    training = model.training
-    model.eval()
     images = np.empty((inputs.dataset.num_images, model.num_image_blocks, model.block_width), np.float32)
     first = np.unique(text_groups(inputs.dataset.captions), return_index=True)[1]
     distinct = [inputs.dataset.captions[i] for i in first]
     texts = np.empty((len(distinct), model.num_text_blocks, model.block_width), np.float32)
-    with torch.inference_mode():
-        for start in range(0, len(images), batch_size):
-            rows = range(start, min(start + batch_size, len(images)))
-            batch = inputs.images.batch(rows).to(model.device)
-            embed = model.embed_pixels if batch.ndim == 4 else model.embed_features
-            images[start : rows.stop] = embed(batch).float().cpu().numpy()
-        order = sorted(range(len(distinct)), key=lambda i: len(distinct[i]))
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            tokens, mask = inputs.texts.batch([distinct[i] for i in chosen])
-            read = model.embed_tokens if tokens.ndim == 2 else model.embed_token_features
-            texts[chosen] = read(tokens.to(model.device), mask.to(model.device)).float().cpu().numpy()
-    model.train(training)
+    order = np.argsort(_lengths(inputs.texts, distinct), kind="stable").tolist()
+    mine = parallel.own_rows(len(images)) if shared else slice(0, len(images))
+    order = order[parallel.rank() :: parallel.world()] if shared else order
+    tick, half = tick or (lambda count: None), resolve_precision(model.device, precision) == "bf16"
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=half):
+            rows = _parts(range(mine.start, mine.stop), batch_size)
+            with closing(ahead((inputs.images.batch(part) for part in rows), depth=1)) as batches:
+                for part, batch in zip(rows, batches):
+                    embed = model.embed_pixels if batch.ndim == 4 else model.embed_features
+                    images[part] = embed(batch.to(model.device)).float().cpu().numpy()
+                    tick(len(part))
+            for part in _parts(order, batch_size):
+                tokens, mask = inputs.texts.batch([distinct[i] for i in part])
+                read = model.embed_tokens if tokens.ndim == 2 else model.embed_token_features
+                texts[part] = read(tokens.to(model.device), mask.to(model.device)).float().cpu().numpy()
+                tick(len(part))
+    finally:
+        model.train(training)
+    if shared and parallel.world() > 1:
+        for of_images, some, of_texts, others in parallel.gather_objects((mine, images[mine], order, texts[order])):
+            images[of_images], texts[of_texts] = some, others
     return images, texts
+
+
+def _lengths(texts: TextInputs, captions: Sequence[str]) -> list[int]:
+    """Count the tokens of each caption."""
+    if texts.tokens is not None:
+        return texts.tokens.lengths[[texts.row[caption] for caption in captions]].tolist()
+    masks = (texts.encoder.tokenize(part).attention_mask for part in _parts(captions, 1024))
+    return [length for mask in masks for length in mask.sum(dim=1).tolist()]
+
+
+def _parts(rows: Sequence[_T], size: int) -> list[Sequence[_T]]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]

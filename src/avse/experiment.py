@@ -5,8 +5,10 @@ What the demo and the ablations share. Knows recipes and open splits, not which 
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass
+import shutil
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,9 @@ import torch
 
 from avse import files
 from avse.config import Recipe
-from avse.encoders import ImageEncoder, TextEncoder
+from avse.encoders import ImageEncoder, TextEncoder, build_text_encoder
 from avse.evaluate import evaluate
-from avse.inputs import Inputs
+from avse.inputs import Inputs, TextInputs
 from avse.metrics import Protocol, Ranks, interval, paired_difference, report_from_ranks, resampled_rsums
 from avse.model import AVSE
 from avse.trainer import Trainer
@@ -44,9 +46,11 @@ def train_and_measure(
 ) -> Measured:
     """Train one system with one seed and measure it on the test split; a finished one is read from `folder`.
 
+    One that was stopped goes on where it was, from the checkpoints that lie there meanwhile.
+
     Args:
         recipe: the system with its seed.
-        encoders: shared, frozen.
+        encoders: shared, frozen. A text encoder that the recipe trains, or another one, is built anew.
         splits: train, val and test, open.
         folder: where the result is kept.
         model_folder: where the model is saved; None: not at all.
@@ -63,15 +67,28 @@ def train_and_measure(
     if done is not None and (model_folder is None or model_folder.exists()):
         return done
     torch.manual_seed(recipe.train.seed)
-    model = AVSE(recipe.model, image_encoder=encoders[0], text_encoder=encoders[1]).to(device)
-    result = Trainer(model, recipe.train).fit(splits["train"], splits["val"])
+    text_encoder, settings = encoders[1], recipe.model.text_encoder
+    if not settings.frozen or settings != text_encoder.settings:
+        text_encoder = build_text_encoder(settings, splits["train"].dataset.captions).to(device)
+        splits = {name: _with_texts_for(text_encoder, part, device) for name, part in splits.items()}
+    model = AVSE(recipe.model, image_encoder=encoders[0], text_encoder=text_encoder).to(device)
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    run = folder / f"training-{digest[:12]}"
+    result = Trainer(model, recipe.train).fit(splits["train"], splits["val"], out=run, resume=True, save_model=False)
+    if not result.finished:
+        raise KeyboardInterrupt
     report = evaluate(model, splits["test"].dataset, inputs=splits["test"], bootstrap=0)
     if model_folder is not None:
         model.save_pretrained(model_folder, force=True, extra={"seed": recipe.train.seed})
     aware = report.duplicate_aware or report
     measured = Measured(report.ranks, aware.ranks, result.history, result.best_epoch, result.seconds)
     _write(folder, identity, measured)
+    shutil.rmtree(run, ignore_errors=True)
     return measured
+
+
+def _with_texts_for(encoder: TextEncoder, part: Inputs, device: str) -> Inputs:
+    return replace(part, texts=TextInputs(encoder, part.dataset.captions, torch.device(device)))
 
 
 def summarise(runs: dict[str, list[Measured]]) -> dict[str, Any]:

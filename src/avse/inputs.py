@@ -5,6 +5,7 @@ The trainer and the evaluation ask for batches by row number and need not know w
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,8 +50,8 @@ class ImageInputs(Protocol):
     content: str
     """Hash of the pictures' content (and, for cached grids, of the encoder)."""
 
-    def batch(self, rows: Rows, random: np.random.Generator | None = None) -> Tensor:
-        """Return pixels (B, 3, H, W) or features (B, G, W), float32; `random` augments."""
+    def batch(self, rows: Rows, seeds: Sequence[int] | None = None) -> Tensor:
+        """Return pixels (B, 3, H, W) or features (B, G, W), float32; `seeds`, one a picture, augment pictures."""
         ...
 
 
@@ -73,15 +74,11 @@ class PixelInputs:
         self.skipped = tuple(Skip(dataset.image_ids[row], text) for row, (_, text) in enumerate(checked) if text)
         self.paths = [dataset.image_paths[row] for row in self.kept]
 
-    def batch(self, rows: Rows, random: np.random.Generator | None = None) -> Tensor:
+    def batch(self, rows: Rows, seeds: Sequence[int] | None = None) -> Tensor:
         """Return pixels (B, 3, H, W)."""
-        seeds = [None] * len(rows) if random is None else [int(s) for s in random.integers(1 << 62, size=len(rows))]
-        return torch.from_numpy(np.stack(list(self.pool.map(self._load, [self.paths[row] for row in rows], seeds))))
-
-    def _load(self, path: Path, seed: int | None) -> np.ndarray:
-        if self.augment is None or seed is None:
-            return self.encoder.load_pixels(path)
-        return to_pixels(self.augment(read_image(path), np.random.default_rng(seed)), self.encoder.pixels)
+        load = functools.partial(load_augmented, self.encoder, augment=self.augment)
+        paths = [self.paths[row] for row in rows]
+        return torch.from_numpy(np.stack(list(self.pool.map(load, paths, seeds or [None] * len(paths)))))
 
 
 class GridInputs:
@@ -108,7 +105,7 @@ class GridInputs:
         self.kept, self.skipped, self.content = self.grids.kept, self.grids.skipped, self.grids.key
         self.precision = f"{self.grids.precision}, grids float16"
 
-    def batch(self, rows: Rows, random: np.random.Generator | None = None) -> Tensor:
+    def batch(self, rows: Rows, seeds: Sequence[int] | None = None) -> Tensor:
         """Return features (B, prefix + G, W)."""
         return self.grids.batch(rows)
 
@@ -141,7 +138,7 @@ class RegionInputs:
             digest.update(self.batch([int(row)]).numpy().tobytes())
         self.content = digest.hexdigest()
 
-    def batch(self, rows: Rows, random: np.random.Generator | None = None) -> Tensor:
+    def batch(self, rows: Rows, seeds: Sequence[int] | None = None) -> Tensor:
         """Return features (B, G, W) float32; ValueError where one is not a finite number."""
         chosen = np.asarray(rows, np.int64)
         values = np.asarray(self.values[self.rows[chosen]], np.float32)
@@ -253,6 +250,15 @@ def open_inputs(
     return Inputs(kept, images, TextInputs(model.text_encoder, kept.captions, model.device))
 
 
+def load_augmented(
+    encoder: ImageEncoder, source: Path | bytes, seed: int | None, *, augment: Augment | None
+) -> NDArray[np.float32]:
+    """Read a picture as pixels (3, H, W), changed as its seed says; ImageError where it cannot be read."""
+    if augment is None or seed is None:
+        return encoder.load_pixels(source)
+    return to_pixels(augment(read_image(source), np.random.default_rng(seed)), encoder.pixels)
+
+
 def can_cache(model: AVSE, image_augment: bool = False) -> bool:
     """Tell whether the grids can be computed once: a frozen encoder, sampled at its output, pictures as they are."""
     settings = model.config.image_encoder
@@ -285,8 +291,8 @@ class _Selected:
         self.skipped: tuple[Skip, ...] = ()
         self.precision, self.content = images.precision, images.content
 
-    def batch(self, rows: Rows, random: np.random.Generator | None = None) -> Tensor:
-        return self.images.batch(self.rows[np.asarray(rows, np.int64)], random)
+    def batch(self, rows: Rows, seeds: Sequence[int] | None = None) -> Tensor:
+        return self.images.batch(self.rows[np.asarray(rows, np.int64)], seeds)
 
 
 def _other_kind(encoder: ImageEncoder, dataset: PairDataset) -> ValueError:

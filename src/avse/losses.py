@@ -1,6 +1,8 @@
 """The objectives: hinge with all or hardest negatives, InfoNCE, cross-view decorrelation (method, section 4).
 
-Losses take scores or views, never a model. Row i of the scores is image i, column j text j; pair i is (i, i).
+Losses take scores or views, never a model. Row i of the scores is image i, column j text j; pair i is (i, i). Where
+several processes train, these are the batch of all of them (`avse.parallel.gather`). A query without negatives, because
+all pairs of the batch are true matches of each other, costs 0 and has no gradient.
 """
 
 from __future__ import annotations
@@ -34,6 +36,27 @@ def true_matches(image_ids: Sequence[Hashable], texts: Sequence[str]) -> Tensor:
     return (images[:, None] == images) | (groups[:, None] == groups)
 
 
+@torch.no_grad()
+def violation_rate(scores: Tensor, matches: Tensor, margin: float) -> Tensor:
+    """Return the share of a batch's 2·B queries whose hardest negative lies within the margin (or above the match).
+
+    Args:
+        scores: (B, B).
+        matches: (B, B) bool, True where a pair is no negative.
+        margin: in units of the score.
+
+    Returns:
+        () in 0..1; a query without negatives counts as kept.
+
+    >>> violation_rate(torch.tensor([[0.5, 0.4], [0.2, 0.7]]), torch.eye(2, dtype=torch.bool), 0.2).item()
+    0.25
+    """
+    scores = _wide(scores)
+    negatives = scores.masked_fill(matches, torch.finfo(scores.dtype).min)
+    hardest = torch.cat([negatives.amax(dim=1), negatives.amax(dim=0)])
+    return (hardest + margin > scores.diagonal().repeat(2)).float().mean()
+
+
 class HardNegativeTripletLoss(nn.Module):
     """Hinge triplet loss in both directions, with all negatives or the hardest of each query (VSE++, BMVC 2018).
 
@@ -53,6 +76,7 @@ class HardNegativeTripletLoss(nn.Module):
             scores: (B, B).
             matches: (B, B) bool, True where a pair is no negative.
         """
+        scores = _wide(scores)
         positive = scores.diagonal()
         texts = (self.margin + scores - positive[:, None]).clamp(min=0).masked_fill(matches, 0)
         images = (self.margin + scores - positive[None, :]).clamp(min=0).masked_fill(matches, 0)
@@ -75,6 +99,7 @@ class InfoNCE(nn.Module):
 
     def forward(self, scores: Tensor, matches: Tensor) -> Tensor:
         """Return the mean over the pairs of both directions; arguments as in `HardNegativeTripletLoss`."""
+        scores = _wide(scores)
         others = matches & ~torch.eye(len(scores), dtype=torch.bool, device=scores.device)
         logits = (scores * self.log_scale.clamp(max=math.log(100.0)).exp()).masked_fill(others, -math.inf)
         target = torch.arange(len(scores), device=scores.device)
@@ -95,13 +120,17 @@ class CrossViewDecorrelationLoss(nn.Module):
         self.off_diagonal_weight, self.form = off_diagonal_weight, form
 
     def forward(self, views: Tensor) -> Tensor:
-        """Return the mean over the pairs of views (B, V, D), taken before L2 normalisation; 0 for one view."""
+        """Return the mean over the pairs of views (B, V, D), taken before L2 normalisation; 0 for one view or B = 1.
+
+        A dimension that is constant over the batch costs 1/D in the `correct` form and has no gradient.
+        """
         batch, count, width = views.shape
-        if count < 2:
+        if min(batch, count) < 2:
             return views.new_zeros(())
+        views = _wide(views)
         if self.form == "correct":
-            centred = views - views.mean(dim=0)
-            columns = centred / (centred.square().mean(dim=0).sqrt() + 1e-5)
+            # std has a gradient of 0 where it is 0; that of a square root is not finite
+            columns = (views - views.mean(dim=0)) / (views.std(dim=0, correction=0) + 1e-5)
         else:
             unit = nn.functional.normalize(views, dim=-1)
             columns = nn.functional.normalize(unit, dim=0)
@@ -120,3 +149,8 @@ class CrossViewDecorrelationLoss(nn.Module):
         if self.form != "correct" or batch < 2 or batch > width:
             return 0.0
         return self.off_diagonal_weight * max(0.0, width**2 / (batch - 1) - width) / width
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Return half precision as fp32: sums and margins would lose what the scores have."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -151,41 +151,57 @@ class AVSE(nn.Module):
         Raises:
             ValueError: for shapes that do not fit the encoder, or features where the views are sampled at the input.
         """
+        return self.pool_views(self.image_tokens(inputs, patch_indices), mask, patch_indices)
+
+    def image_tokens(self, inputs: Tensor, patch_indices: Tensor | None = None) -> Tensor:
+        """Encode pixels (B, 3, H, W); features (B, G, W) are tokens already.
+
+        Returns:
+            (B, prefix + G, W), or where the views are sampled at the input (B, V, prefix + K, W).
+
+        Raises:
+            ValueError: as `embed_views`.
+        """
         encoder, stage = self.image_encoder, self.config.image_encoder.sampling_stage
-        if inputs.ndim == 4 and stage == "input":
-            views = self._views(encoder.grid, len(inputs), patch_indices)
-            tokens = encoder.forward_views(inputs, views)
-            return self.image_head(tokens.flatten(0, 1)).reshape(len(inputs), views.shape[1], -1)
         if inputs.ndim == 4:
-            inputs = encoder(inputs)
-        elif inputs.ndim != 3 or inputs.shape[2] != encoder.width:
+            if stage == "output":
+                return encoder(inputs)
+            return encoder.forward_views(inputs, self._views(encoder.grid, len(inputs), patch_indices))
+        if inputs.ndim != 3 or inputs.shape[2] != encoder.width:
             raise ValueError(
                 f"inputs have shape {tuple(inputs.shape)}; expected pixels (B, 3, H, W) or "
                 f"features (B, G, {encoder.width})"
             )
-        elif stage == "input" and self.config.num_views > 1:
+        if stage == "input" and self.config.num_views > 1:
             raise ValueError(
                 "features cannot be embedded: sampling_stage is 'input', so the views see pixels; "
                 "pass pixels or set sampling_stage to 'output'"
             )
+        return inputs
+
+    def pool_views(self, tokens: Tensor, mask: Tensor | None = None, patch_indices: Tensor | None = None) -> Tensor:
+        """Pool what `image_tokens` returned, by the same cells, into views (B, V, D); errors as `embed_views`."""
+        encoder = self.image_encoder
+        if tokens.ndim == 4:
+            return self.image_head(tokens.flatten(0, 1)).reshape(*tokens.shape[:2], -1)
         prefix, cells = encoder.num_prefix, encoder.grid[0] * encoder.grid[1]
-        if inputs.shape[1] != prefix + cells:
+        if tokens.shape[1] != prefix + cells:
             if self.config.num_views > 1 or self.config.heads == "own":
                 raise ValueError(
-                    f"features have {inputs.shape[1]} tokens; {self.config.num_views} views, {self.config.heads} heads "
+                    f"features have {tokens.shape[1]} tokens; {self.config.num_views} views, {self.config.heads} heads "
                     f"need the encoder's grid: {prefix} + {encoder.grid[0]}x{encoder.grid[1]}"
                 )
-            return self.image_head(inputs, mask)[:, None]
+            return self.image_head(tokens, mask)[:, None]
         factors = None
         if self.groups is not None and patch_indices is None:
-            views, factors = self.groups(inputs[:, prefix:], None if mask is None else mask[:, prefix:])
+            views, factors = self.groups(tokens[:, prefix:], None if mask is None else mask[:, prefix:])
         else:
-            views = self._views(encoder.grid, len(inputs), patch_indices)
+            views = self._views(encoder.grid, len(tokens), patch_indices)
         if prefix:
             kept = torch.arange(prefix, device=views.device).expand(*views.shape[:2], prefix)
             views = torch.cat([kept, views + prefix], dim=2)
             factors = None if factors is None else nn.functional.pad(factors, (prefix, 0), value=1.0)
-        return self.image_head.forward_views(inputs, views, mask, factors)
+        return self.image_head.forward_views(tokens, views, mask, factors)
 
     def embed_pixels(self, pixel_values: Tensor, patch_indices: Tensor | None = None) -> Tensor:
         """Embed pixels (B, 3, H, W) [, cells (B, V, K)] into unit blocks (B, P, C)."""
@@ -458,7 +474,7 @@ def _other_folder(path: Path) -> str:
         return ""
     if (path / "model" / files.MANIFEST).is_file():
         return f"is the folder of a run: its model is {path / 'model'}"
-    if (path / "checkpoint" / files.MANIFEST).is_file():
+    if (path / "checkpoints").is_dir():
         return "is the folder of a run that was not finished: avse train --resume goes on with it"
     if (path / checkpoint.CONFIG).is_file():
         if pair_type(path):

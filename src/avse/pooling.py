@@ -34,20 +34,27 @@ class GPO(nn.Module):
         self.linear = nn.Linear(hidden, 1, bias=False)
 
     def weights(self, lengths: Tensor) -> Tensor:
-        """Return the position weights of sets of the given sizes: (U,) int64 -> (U, max) summing to 1, 0 beyond."""
+        """Return the position weights of sets of the given sizes: (U,) int64 -> (U, max) summing to 1, 0 beyond.
+
+        Autocast or not, they are computed in the parameters' own precision: the temperature would blow errors up.
+        """
         longest = int(lengths.max())
-        codes = position_codes(longest, self.code_width).to(self.linear.weight)
-        packed = pack_padded_sequence(
-            codes.expand(len(lengths), -1, -1), lengths.cpu(), batch_first=True, enforce_sorted=False
-        )
-        states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True)
-        forward, backward = states.chunk(2, dim=-1)
-        logits = self.linear((forward + backward) / 2).squeeze(-1) / self.temperature
+        with torch.autocast(self.linear.weight.device.type, enabled=False):
+            codes = position_codes(longest, self.code_width).to(self.linear.weight)
+            packed = pack_padded_sequence(
+                codes.expand(len(lengths), -1, -1), lengths.cpu(), batch_first=True, enforce_sorted=False
+            )
+            states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True)
+            forward, backward = states.chunk(2, dim=-1)
+            logits = self.linear((forward + backward) / 2).squeeze(-1) / self.temperature
         valid = torch.arange(longest, device=logits.device) < lengths.to(logits.device)[:, None]
         return logits.masked_fill(~valid, -math.inf).softmax(dim=-1)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Pool tokens (B, K, D) under a mask (B, K), True where a token is valid -> (B, D).
+
+        A valid value that is not finite makes the result of its set and dimension not finite. 16-bit values are summed
+        in float32 and the sum is rounded.
 
         Raises:
             ValueError: if a set has no valid token.
@@ -55,19 +62,22 @@ class GPO(nn.Module):
         batch, count, _ = tokens.shape
         if count == 0 or (mask is not None and not bool(mask.any(dim=1).all())):
             raise ValueError("GPO got a set of zero tokens; every image or text needs at least one")
-        columns = tokens.transpose(1, 2)
-        if mask is None:
-            weights = self.weights(torch.tensor([count]))[0].to(tokens.dtype)
-            if tokens.device.type == "cpu" and tokens.dtype == torch.float32:
-                return _SortedSum.apply(columns.contiguous(), weights)  # type: ignore[no-untyped-call]
-            return columns.contiguous().sort(dim=-1, descending=True).values @ weights
-        distinct, which = torch.unique(mask.sum(dim=1), return_inverse=True)
-        weights = self.weights(distinct)[which].to(tokens.dtype)
-        longest = weights.shape[1]
-        low = torch.finfo(tokens.dtype).min
-        ordered = columns.masked_fill(~mask[:, None], low).sort(dim=-1, descending=True).values[..., :longest]
-        ordered = ordered.masked_fill(weights[:, None] == 0, 0.0)
-        return (ordered * weights[:, None]).sum(dim=-1)
+        wide = torch.promote_types(tokens.dtype, torch.float32)
+        with torch.autocast(tokens.device.type, enabled=False):
+            if mask is None:
+                weights = self.weights(torch.tensor([count]))[0].to(wide)
+                return (_ascending(tokens.transpose(1, 2)).to(wide) @ weights.flip(0)).to(tokens.dtype)
+            lengths = mask.sum(dim=1)
+            distinct, which = torch.unique(lengths, return_inverse=True)
+            weights = self.weights(distinct)[which].to(wide)
+            columns = tokens.transpose(1, 2).masked_fill(~mask[:, None], -math.inf)
+            columns = columns.masked_fill(
+                columns.isnan(), math.nan
+            )  # of either sign: it stands first, not past the end
+            ordered = _ascending(columns).flip(-1)[..., : weights.shape[1]].to(wide)
+            beyond = torch.arange(weights.shape[1], device=mask.device) >= lengths[:, None]
+            ordered = ordered.masked_fill(beyond[:, None], 0.0)
+            return (ordered * weights[:, None]).sum(dim=-1).to(tokens.dtype)
 
 
 class MeanPool(nn.Module):
@@ -95,53 +105,68 @@ def position_codes(length: int, width: int) -> Tensor:
     return codes
 
 
-class _SortedSum(torch.autograd.Function):
-    """Σ_k w_k · (k-th largest of each row), on the CPU: numpy's vectorised sort is some four times as fast as torch's.
+def _ascending(values: Tensor) -> Tensor:
+    """Sort values (..., K) along their last dimension; NaN comes last."""
+    if values.device.type == "cpu" and values.dtype in _BITS and values.shape[-1] <= _MOST:
+        return _Sort.apply(values.contiguous())  # type: ignore[no-untyped-call]
+    return values.sort(dim=-1, descending=True).values.flip(-1)
 
-    With gradients, value and position of an entry share one 64-bit key, so that one sort orders both and ties fall to a
-    fixed order; without, the values alone are sorted.
+
+_BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+_WIDER = {np.dtype(np.int32): np.int64, np.dtype(np.int16): np.int32}
+_MOST = np.iinfo(np.int16).max
+
+
+class _Sort(torch.autograd.Function):
+    """Sort the last dimension on the CPU: numpy's vectorised sort of integers is many times as fast as torch's sort.
+
+    With gradients, value and place of an entry share one integer of twice the width, so that one sort orders both and
+    ties fall to the order of their places; without, the values alone are sorted.
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weights: Tensor) -> Tensor:
-        """Sum rows (..., K) with weights (K,) over their descending order -> (...)."""
-        flat = rows.detach().reshape(-1, rows.shape[-1]).numpy()
-        needed = any(ctx.needs_input_grad)
-        values = np.empty_like(flat)
-        places = np.empty(flat.shape if needed else 0, np.int64)
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        """Sort (..., K), K up to 32,767; negative NaN comes first and positive NaN last."""
+        flat = values.detach().reshape(-1, values.shape[-1])
+        bits, needed = flat.view(_BITS[flat.dtype]).numpy(), ctx.needs_input_grad[0]
+        ordered, places = np.empty_like(bits), np.empty(bits.shape if needed else 0, np.int16)
 
         def sort(part: slice) -> None:
-            if needed:
-                values[part], places[part] = _ascending(flat[part])
-            else:
-                values[part] = np.sort(flat[part], axis=-1)
+            ordered[part] = _sorted_bits(bits[part], places[part] if needed else None)
 
-        step = max(1, math.ceil(len(flat) / (4 * torch.get_num_threads())))
-        parts = [slice(start, start + step) for start in range(0, len(flat), step)]
+        step = max(1, math.ceil(len(bits) / (4 * torch.get_num_threads())))
+        parts = [slice(start, start + step) for start in range(0, len(bits), step)]
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             list(pool.map(sort, parts))
-        ordered = torch.from_numpy(values)
-        if needed:
-            ctx.save_for_backward(ordered, torch.from_numpy(places), weights)
-            ctx.shape = rows.shape
-        return (ordered @ weights.flip(0)).reshape(rows.shape[:-1])
+        ctx.places, ctx.parts = torch.from_numpy(places), parts
+        return torch.from_numpy(ordered).view(values.dtype).reshape(values.shape)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        """Carry the gradient of each sum back to the entries and to the weights."""
-        ordered, places, weights = ctx.saved_tensors
-        flat = gradients[0].reshape(-1, 1)
-        to_rows = torch.empty_like(ordered).scatter_(1, places, flat * weights.flip(0))
-        return to_rows.reshape(ctx.shape), (ordered.T @ flat).squeeze(1).flip(0)
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Carry the gradient of each place back to the entry that came to stand there."""
+        flat = gradients[0].reshape(-1, gradients[0].shape[-1])
+        found = torch.empty_like(flat)
+        for part in ctx.parts:  # places are widened a part at a time: all of them would be large
+            found[part].scatter_(1, ctx.places[part].long(), flat[part])
+        return found.reshape(gradients[0].shape)
 
 
-def _ascending(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sort float32 rows (R, K) -> values ascending and their places, ties by place."""
-    bits = rows.view(np.int32)
-    keys = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64)  # integers in the order of the floats
-    keys <<= 32
-    keys |= np.arange(rows.shape[1])
+def _sorted_bits(bits: np.ndarray, places: np.ndarray | None) -> np.ndarray:
+    """Sort the bits of floats, rows (R, K) of int16 or int32, by value; `places` (R, K) int16 takes where they were."""
+    width = 8 * bits.itemsize
+    keys = _turned(bits)
+    if places is None:
+        keys.sort(axis=-1)
+        return _turned(keys)
+    keys = keys.astype(_WIDER[bits.dtype])
+    keys <<= width
+    keys |= np.arange(bits.shape[1], dtype=keys.dtype)
     keys.sort(axis=-1)
-    high = (keys >> 32).astype(np.int32)
-    keys &= 0xFFFFFFFF
-    return (high ^ ((high >> 31) & 0x7FFFFFFF)).view(np.float32), keys
+    places[:] = keys.astype(np.int16)  # the lowest 16 bits
+    keys >>= width
+    return _turned(keys.astype(bits.dtype))
+
+
+def _turned(bits: np.ndarray) -> np.ndarray:
+    """Turn the bits of floats into integers of the same order, and back."""
+    return bits ^ ((bits >> (8 * bits.itemsize - 1)) & np.iinfo(bits.dtype).max)

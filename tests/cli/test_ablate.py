@@ -115,12 +115,44 @@ def test_regions_can_be_ablated(avse, tiny_bert_folder, tmp_path):
     assert "6 regions" in said.out and "model.num_views: 3" in said.out
 
 
+def test_a_text_encoder_that_learns_is_a_row_and_a_stopped_training_goes_on(avse, scenes, tiny, tmp_path, monkeypatch):
+    words = ("ablate", scenes, "--seeds", 1, "--cache", tmp_path / "cache", *tiny)
+    words = (*words, "--set", "train.epochs=2", "--set", "train.encoder_lr=1e-2")
+    words = (*words, "--over", "model.text_encoder.frozen=false")
+    whole = avse(*words, "--out", tmp_path / "whole", "--json").json[0]
+    from avse.experiment import Trainer
+
+    fit, stop = Trainer.fit, [True]
+
+    def stop_once(self, *args, **kwargs):
+        def after(entry):
+            if stop and not self.model.text_encoder.frozen:
+                stop.clear()
+                raise KeyboardInterrupt
+
+        return fit(self, *args, **kwargs, on_epoch=after)
+
+    monkeypatch.setattr(Trainer, "fit", stop_once)
+    assert avse(*words, "--out", tmp_path / "parts").code == 130
+    row = tmp_path / "parts" / "model.text-encoder.frozen-false-seed0"
+    assert [path.name[:9] for path in row.iterdir()] == ["training-"]
+    stop.clear()
+    parts = avse(*words, "--out", tmp_path / "parts", "--json").json[0]
+    assert [path.name for path in row.iterdir()] == ["result.json"]
+    for table in (whole, parts):
+        for one in table["systems"].values():
+            del one["training_seconds"]
+    assert whole == parts
+    full, learnt = whole["systems"]["full"], whole["systems"]["model.text_encoder.frozen: false"]
+    assert full["rsum"] != learnt["rsum"]
+
+
 def test_what_cannot_be_compared_is_refused(avse, scenes, tiny, tmp_path):
     words = ("ablate", scenes, "--out", tmp_path, "--cache", tmp_path / "cache", *tiny)
     said = avse(*words, "--set", "model.image_encoder.frozen=false")
-    assert said.code == 1 and "ablations run on frozen features" in said.err
-    said = avse(*words, "--over", "model.text_encoder.max_length=8,16")
-    assert said.code == 1 and "the rows share frozen encoders" in said.err
+    assert said.code == 1 and "ablations run on cached grids" in said.err
+    said = avse(*words, "--over", "model.image_encoder.resolution=32,64")
+    assert said.code == 1 and "the rows share the frozen image encoder" in said.err
     said = avse(*words, "--set", "init_from=somewhere")
     assert said.code == 1 and "leave init_from and ensemble out" in said.err
     said = avse(*words, "--over", "model.kep=0.3")

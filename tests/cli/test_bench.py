@@ -24,14 +24,15 @@ SMALL = ("--images", 20, "--texts", 30, "--gallery", 40, "--shape", "3,2,8", "-k
 @pytest.fixture
 def in_this_process(monkeypatch):
     """Measure here what otherwise has processes of its own, to which everything can be sent."""
-    from avse.benchmarks import limits, queries, scoring
+    from avse.benchmarks import limits, queries, scoring, training
 
     def call(threads, *call):
         measure, *arguments = pickle.loads(pickle.dumps(call))
         return measure(*arguments)
 
-    for module in (queries, scoring):
+    for module in (queries, scoring, training):
         monkeypatch.setattr(module, "in_process", call)
+    monkeypatch.setattr(training, "keep_freed_memory", lambda: True)
     monkeypatch.setattr(limits, "_WORK", 1.0)
 
 
@@ -109,6 +110,27 @@ def test_matching_without_matplotlib_says_the_way_out_before_timing(avse, tmp_pa
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     said = avse("bench", "matching", "--out", tmp_path / "matching.png")
     assert said.code == 1 and "pip install 'avse[plots]'" in said.err and not said.out
+
+
+def test_train(avse, tmp_path, in_this_process):
+    kept = tmp_path / "train.json"
+    small = ("bench", "train", "--small", "--images", 2, "--batch", 3, "--chunk", 3, "--large", 5, "--runs", 1)
+    said = avse(*small, "--only", "step", "--only", "memory", "--out-json", kept)
+    assert said.code == 0, said.err
+    lines = said.out.splitlines()
+    assert [line for line in lines if not line.startswith(" ")][:2] == ["step: batch 3", "memory: one step, fp32"]
+    assert "both views in one encoder call" in said.out and "x the row before" in said.out
+    assert "bare encoders 0." in said.out and "batch 5 by chunks of 3" in said.out and "tiny encoders" in lines[-1]
+    assert said.out.count("target ") == said.out.count("reached")
+    file = json.loads(kept.read_text())
+    assert file["command"] == "avse bench train" and file["sizes"]["large"] == 5 and file["machine"]["threads"] == 1
+    assert [row["measure"] for row in file["rows"]][-3:] == ["memory"] * 3
+    again = avse(*small, "--out-json", kept)
+    assert again.code == 1 and f"{kept} exists; pass --force" in again.err and not again.out
+    found = avse(*small, "--only", "encode", "--json").json
+    assert {row["measure"] for row in found} == {"encode"} and found[1]["error"] <= 1e-5
+    alone = avse("bench", "train", "--batch", 1)
+    assert alone.code == 2 and "--batch 1: a step needs 2 pairs" in alone.err
 
 
 def test_an_unknown_kind_is_misuse(avse, capsys):

@@ -16,6 +16,7 @@ from avse.data import PairDataset
 from avse.data.dataset import FeatureRows
 from avse.encoders import EncoderError, ImageEncoder, build_image_encoder
 from avse.inputs import RegionInputs, can_cache, open_inputs
+from avse.trainer.feed import draw_views
 
 COLOURS = ("red", "green", "blue", "yellow")
 
@@ -181,12 +182,11 @@ def test_training_on_regions_learns_resumes_and_saves(tmp_path, augment):
 
 def test_size_augment_leaves_regions_out_before_the_groups_choose(tmp_path):
     model = region_model()
-    trainer = Trainer(model, TrainConfig(size_augment=0.5), progress=False)
     shares = set()
     for seed in range(20):
-        views, seen = trainer._draw_views(5, torch.Generator().manual_seed(seed))
+        views, seen = draw_views(model, 0.5, 5, torch.Generator().manual_seed(seed))
         assert views is None and seen.shape == (5, 6)
         [count] = set(seen.sum(1).tolist())
         shares.add(count)
     assert shares == {4, 5, 6}
-    assert Trainer(model, TrainConfig(), progress=False)._draw_views(5, torch.Generator()) == (None, None)
+    assert draw_views(model, 0.0, 5, torch.Generator()) == (None, None)

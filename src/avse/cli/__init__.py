@@ -19,6 +19,7 @@ VERBS: dict[str, str] = {
     "demo": "the main job on real pictures: train, compare with baselines, index, search, report",
     "data": "obtain or make a set of pictures with captions, or check your own",
     "train": "train a model on pairs of pictures and captions",
+    "runs": "compare trainings: how far each is, its validation figures, and the settings in which they differ",
     "evaluate": "measure models, or an ensemble of them, on a split: both directions, with intervals",
     "compare": "compare two systems by a paired test of their kept rankings",
     "ablate": "leave out or vary the parts of the method on your data: one table with intervals",
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "matplotlib", "accelerate"):
+    for noisy in ("httpx", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         return int(module.run(args))
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"avse {args.verb}: {_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, MisuseError) else 1
     except KeyboardInterrupt:
-        way = {"train": "; --resume goes on", "ablate": "; the same command goes on after the finished rows"}
+        way = {"train": "; --resume goes on", "ablate": "; the same command goes on"}
         print(f"avse {args.verb}: interrupted{way.get(args.verb, '')}", file=sys.stderr)
         return 130
 

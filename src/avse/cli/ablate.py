@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from avse.ablate import paper_variants, run_ablation, table_lines, variants_over
-    from avse.config import load_recipe
+    from avse.config import change, load_recipe
     from avse.data import load_dataset
     from avse.inputs import can_cache, open_inputs, reads_regions
     from avse.model import AVSE
@@ -51,24 +51,26 @@ def run(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.config or "ablation", args.set, args.preset)
     if recipe.init_from or recipe.ensemble > 1:
         raise ValueError("ablations train single models from the start: leave init_from and ensemble out of the recipe")
-    root, cache = args.root or recipe.data.root, args.cache or recipe.data.cache or ".cache/avse"
+    root, cache = args.root or recipe.data.root, args.cache or recipe.data.cache or common.CACHE
     variants = variants_over(args.over) if args.over else paper_variants(recipe)
     if args.only:
         variants = [variant for variant in variants if variant.group in args.only]
     torch.manual_seed(recipe.train.seed)
     device = common.device_of(args)
-    model = AVSE(recipe.model).to(device)
-    fixed = can_cache(model, recipe.train.image_augment) or reads_regions(model)
-    if not fixed or not model.text_encoder.frozen:
+    trained = recipe.model.text_encoder.source == "bigru"  # else its features are shared by the rows that freeze it
+    shared = recipe if trained else change(recipe, ["model.text_encoder.frozen=true"])
+    model = AVSE(shared.model).to(device)
+    if not can_cache(model, recipe.train.image_augment) and not reads_regions(model):
         raise ValueError(
-            "ablations run on frozen features: set frozen to true for both encoders (bigru is always trained), "
-            "sampling_stage to 'output' and train.image_augment to false"
+            "ablations run on cached grids: set model.image_encoder.frozen to true and its sampling_stage to 'output', "
+            "and train.image_augment to false"
         )
+    parts = {split: load_dataset(args.data, root=root, split=split) for split in ("train", "val", "test")}
+    if recipe.data.max_train_images:
+        parts["train"] = parts["train"].first_by_hash(recipe.data.max_train_images)
+    parts["train"], _ = common.without_leaks(recipe, parts["train"], {name: parts[name] for name in ("val", "test")})
     splits = {}
-    for split in ("train", "val", "test"):
-        part = load_dataset(args.data, root=root, split=split)
-        if split == "train" and recipe.data.max_train_images:
-            part = part.first_by_hash(recipe.data.max_train_images)
+    for split, part in parts.items():
         common.tell(part)
         splits[split] = open_inputs(model, part, cache=cache)
         common.tell_skips(splits[split].images.skipped)

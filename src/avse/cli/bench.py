@@ -7,11 +7,13 @@ from typing import Any
 
 from avse.cli import common
 
+_TRAIN_PARTS = ("encode", "step", "compile", "memory")
 _PARTS = ("matrix", "top-k", "queries", "ranks")
 KINDS = {
     "scoring": "matrix, first k, queries, ranks, and what one could use instead (what `avse bench` alone measures)",
     "matching": "a pair of cosine, AEOM and SCAN's cross-attention; growth of AEOM in C, D and the gallery",
     "index": "pictures indexed a second against the CPU seconds of each stage; a search in each store",
+    "train": "evaluation encode, training step and memory against the plain way of research scripts, lever by lever",
     "evaluate": "the whole of an evaluation on random embeddings of COCO 5K's size: seconds and peak memory",
 }
 
@@ -120,6 +122,23 @@ def _index_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_json(parser)
 
 
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    count = common.positive_int
+    parser.add_argument("--images", type=count, default=16, help="pictures encoded, of 5 captions (default: 16)")
+    parser.add_argument("--batch", type=count, default=8, help="pairs of a step, 2 or more (default: 8)")
+    parser.add_argument("--chunk", type=count, default=16, help="pairs of a chunk, for memory (default: 16)")
+    parser.add_argument("--large", type=count, default=256, help="pairs of a batch in chunks (default: 256)")
+    parser.add_argument("--runs", type=count, default=3, help="timed turns of each way (default: 3)")
+    parser.add_argument("--threads", type=count, default=1, help="threads (default: 1)")
+    parser.add_argument(
+        "--only", action="append", choices=_TRAIN_PARTS, help="measure this part alone (may be repeated)"
+    )
+    parser.add_argument("--small", action="store_true", help="tiny encoders, to try it: their figures say nothing")
+    parser.add_argument("--out-json", metavar="FILE.json", help="write the rows with the machine's line")
+    common.add_force(parser)
+    common.add_json(parser)
+
+
 def _shape(text: str) -> tuple[int, int, int]:
     parts = text.split(",")
     if len(parts) != 3:
@@ -179,6 +198,12 @@ def _scoring_lines(row: dict[str, Any], former: dict[str, Any] | None) -> str:
     told.append(f"peak {row['peak_mib']:,} MiB" if row["peak_mib"] else "")
     told.append(row["note"] or "")
     text = f"{head}  {row['way']:36} {seconds:>10}  {', '.join(filter(None, told))}"
+    return text + _targets(row)
+
+
+def _targets(row: dict[str, Any]) -> str:
+    """Write what the issue wants of a row, a line each."""
+    text = ""
     for target in row["targets"]:
         state = {True: "reached", False: "NOT reached", None: "not known here"}[target["reached"]]
         found = "" if target["found"] is None else f": {target['found']:.3g}"
@@ -302,6 +327,38 @@ def _index_line(row: dict[str, Any]) -> str:
     )
 
 
+def _train(args: argparse.Namespace) -> int:
+    from avse.benchmarks.training import Sizes, measure_training
+
+    if args.batch < 2:
+        raise common.MisuseError(f"--batch {args.batch}: a step needs 2 pairs or more, or there is no negative")
+    _check_targets(args)
+    sizes = Sizes(args.images, batch=args.batch, chunk=args.chunk, large=args.large, small=args.small)
+    rows: list[dict[str, Any]] = []
+    for row in measure_training(sizes, runs=args.runs, threads=args.threads, parts=args.only or _TRAIN_PARTS):
+        if args.json:
+            common.emit(row)
+        else:
+            head = "" if rows and rows[-1]["measure"] == row["measure"] else f"{row['measure']}: {row['at']}\n"
+            print(head + _train_line(row) + _targets(row), flush=True)
+        rows.append(row)
+    told = {"command": "avse bench train", "runs": args.runs, "sizes": vars(sizes)}
+    shapes = "tiny encoders" if args.small else "ViT-B/16 at 224 px and BERT-base, random weights"
+    _finish(args, rows, told, f"; {shapes}; medians of {args.runs}")
+    return 0
+
+
+def _train_line(row: dict[str, Any]) -> str:
+    seconds = "" if row["seconds"] is None else f"{row['seconds']:.3f} s"
+    told = [f"peak {row['peak_mib']:,} MiB" if row["peak_mib"] else ""]
+    told.append(f"{row['ratio']:.2f}x" if row["ratio"] else "")
+    told.append(f"{row['gain']:.2f}x the row before" if row["gain"] else "")
+    told.append(f"bare encoders {row['share']:.2f} of it" if row["share"] else "")
+    told.append("" if row["error"] is None else f"error {row['error']:.0e}")
+    told.append(row["note"] or "")
+    return f"  {row['way']:36} {seconds:>10}  {', '.join(filter(None, told))}"
+
+
 def _evaluate(args: argparse.Namespace) -> int:
     from avse.benchmarks.evaluation import measure_evaluation
 
@@ -326,6 +383,7 @@ _ARGUMENTS = {
     "scoring": _again,
     "matching": _matching_arguments,
     "index": _index_arguments,
+    "train": _train_arguments,
     "evaluate": _evaluate_arguments,
 }
-_RUNS = {"scoring": _scoring, "matching": _matching, "index": _index, "evaluate": _evaluate}
+_RUNS = {"scoring": _scoring, "matching": _matching, "index": _index, "train": _train, "evaluate": _evaluate}

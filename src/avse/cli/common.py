@@ -7,14 +7,19 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from avse.config import Recipe
     from avse.data import PairDataset, Skip
+    from avse.data.shards import PairShards
     from avse.model import AVSE
 
 
+CACHE = ".cache/avse"
+"""Where grids of frozen encoders and the signatures of pictures are kept, unless told otherwise."""
 DATA = (
     "a data set: its folder (captions.jsonl, captions.csv, Karpathy's dataset_*.json, id_mapping.json, *_ims.npy, "
     "COCO's captions_*.json, metadata.csv) or one of these files; or flickr30k, coco, flickr30k-regions, coco-regions "
@@ -132,7 +137,33 @@ def load_model(folder: str, device: str) -> AVSE:
     return model
 
 
-def tell(dataset: PairDataset) -> None:
+def without_leaks(
+    recipe: Recipe, train: PairDataset, others: dict[str, PairDataset]
+) -> tuple[PairDataset, dict[str, Any]]:
+    """Look for training pictures that another split holds too, and do with them what data.leaks says.
+
+    Returns:
+        What to train on, and what run.json says of it.
+    """
+    from avse import parallel
+    from avse.leaks import describe, drop, find_leaks
+
+    data = recipe.data
+    if data.leaks == "ignore":
+        return train, {"leaks": {"looked": False}}
+    with parallel.main_first():
+        cache = Path(data.cache or CACHE)
+        leaks = find_leaks(train, others, cache=cache, workers=recipe.train.workers, progress=parallel.is_main())
+    if leaks and data.leaks == "error":
+        raise ValueError(describe(leaks))
+    if leaks and parallel.is_main():
+        print(f"{describe(leaks)}{' (left out now)' if data.leaks == 'drop' else ''}", file=sys.stderr)
+    first = [asdict(leak) for leak in leaks[:20]]
+    facts = {"leaks": {"looked": True, "found": len(leaks), "done": data.leaks, "first": first}}
+    return (drop(train, leaks) if leaks and data.leaks == "drop" else train), facts
+
+
+def tell(dataset: PairDataset | PairShards) -> None:
     """Print what was read and what was left out, on stderr."""
     print(dataset.summary(), file=sys.stderr)
     tell_skips(dataset.skipped)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ LISTED = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the three kinds of work and their options."""
+    """Add the four kinds of work and their options."""
     count = common.positive_int
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="{openclipart,scenes,check}")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="{openclipart,scenes,check,shards}")
     clip = kinds.add_parser("openclipart", help="real pictures with words from two Debian packages (156 MB)")
     clip.add_argument("--out", type=Path, default=Path("data/openclipart"), help="folder to make (%(default)s)")
     clip.add_argument("--size", type=count, default=256, help="side of the pictures in pixels (%(default)s)")
@@ -29,9 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.add_argument("path", help="folder of a data set, a file that marks its layout, or flickr30k, coco, …-regions")
     check.add_argument("--root", type=Path, help="folder of the pictures; for a known name the folder that holds it")
     check.add_argument("--quick", action="store_true", help="look for the files alone: decode nothing, compare ids")
-    for kind in (clip, scenes):
+    shards = kinds.add_parser("shards", help="training pairs as webdataset shards to be streamed, val and test beside")
+    shards.add_argument("path", help="a data set, as check takes it")
+    shards.add_argument("--out", type=Path, required=True, help="folder to make; the same command goes on after a stop")
+    shards.add_argument("--root", type=Path, help="as of check")
+    shards.add_argument("--samples", type=count, default=1000, metavar="N", help="pictures a shard (%(default)s)")
+    for kind in (clip, scenes, shards):
         common.add_force(kind)
-    for kind in (clip, scenes, check):
+    for kind in (clip, scenes, check, shards):
         common.add_json(kind)
 
 
@@ -46,6 +52,18 @@ def run(args: argparse.Namespace) -> int:
         from avse.data.scenes import make_scenes
 
         _show(args, make_scenes(args.out, count=args.count, size=args.size, seed=args.seed, force=args.force))
+        return 0
+    if args.kind == "shards":
+        from avse.data.layouts import find_layout, load_splits
+        from avse.data.sharding import write_shards
+
+        splits = load_splits(find_layout(args.path, args.root))
+        counts = write_shards(splits, args.out, samples_per_shard=args.samples, force=args.force)
+        _show(args, counts)
+        if not args.json:
+            out = shlex.quote(str(args.out))
+            print(f"train in {counts['shards']:,} shards, {counts['bytes']:,} bytes: stream them by")
+            print(f"avse train {out} --set data.shards={out}")
         return 0
     from avse.check import check_dataset
 

@@ -38,7 +38,6 @@ def _machine() -> dict[str, object]:
     for package in (
         "torch",
         "transformers",
-        "accelerate",
         "numpy",
         "pillow",
         "numkong",

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import shlex
+import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from avse.cli import common
 
 if TYPE_CHECKING:
     from avse.config import Recipe
     from avse.data import PairDataset
+    from avse.data.shards import PairShards
 
 RECIPE = "recipe.yaml"
 MOST_SCORES = 4 << 30
@@ -24,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", nargs="?", help=f"{common.DATA} (default: data.source)")
     parser.add_argument(
         "--out",
-        help=f"folder for model/, checkpoint/, history.json, curves.png, run.json, {RECIPE} (default: runs/ and the "
+        help=f"folder for model/, checkpoints/, history.json, curves.png, run.json, {RECIPE} (default: runs/ and the "
         "recipe's name); an ensemble has them in member-0/, member-1/, ...",
     )
     common.add_recipe(parser)
@@ -33,7 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cache", help="folder for the grids of a frozen encoder (default: data.cache, else .cache/avse)"
     )
     parser.add_argument("--seed", type=common.natural_int, help="of heads, batches and views (default: train.seed)")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the newest whole checkpoint in --out, to the bit as if it had not stopped",
+    )
     common.add_allow_download(parser)
     common.add_device(parser)
     common.add_force(parser)
@@ -41,19 +48,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, keep the best epoch by validation rSum, and say where it lies; an ensemble's members one by one."""
-    from avse.data import load_dataset
+    """Train, keep the best epoch by validation rSum, and say where it lies; an ensemble's members one by one.
 
+    Under torchrun or accelerate launch every process comes here; the first one writes and speaks.
+    """
     common.prepare_process()
+    from avse import parallel
+    from avse.data import PairDataset, load_dataset
+
+    args.device = parallel.start(args.device)
+    if not parallel.is_main():
+        logging.getLogger().setLevel(logging.ERROR)
     recipe, out = _recipe(args), Path(args.out or f"runs/{Path(args.config or 'train').stem}")
     members = _members(recipe, out)
-    for _, folder in members:
-        _refuse_to_replace(folder, args)
+    with parallel.main_first():
+        for _, folder in members:
+            _refuse_to_replace(folder, args)
+    parallel.barrier()
     device = common.device_of(args)
     source, root = str(recipe.data.source), recipe.data.root
-    train, val = (load_dataset(source, root=root, split=split) for split in ("train", "val"))
-    if recipe.data.max_train_images:
-        train = train.first_by_hash(recipe.data.max_train_images)
+    train, val = _train_pairs(recipe), load_dataset(source, root=root, split="val")
     if recipe.data.max_val_images:
         val = val.first_by_hash(recipe.data.max_val_images)
     if (size := 4 * val.num_images * val.num_pairs) > MOST_SCORES:
@@ -61,11 +75,19 @@ def run(args: argparse.Namespace) -> int:
             f"{val.num_images:,} validation images x {val.num_pairs:,} captions are {size / 2**30:.0f} GiB of scores "
             f"an epoch, above {MOST_SCORES >> 30}: --set data.max_val_images=5000 takes a part of them"
         )
-    common.tell(train)
-    common.tell(val)
+    if parallel.is_main():
+        for part in (train, val):
+            common.tell(part)
+    facts: dict[str, Any] = {"leaks": {"looked": False}}
+    if isinstance(train, PairDataset):
+        others = {"val": val}
+        if _has_test(source, root):
+            others["test"] = load_dataset(source, root=root, split="test", check_images=False)
+        train, facts = common.without_leaks(recipe, train, others)
     for member, folder in members:
-        _train(member, folder, train, val, device, args)
-    if not args.json:
+        if not _train(member, folder, train, val, device, args, facts):
+            return 0
+    if not args.json and parallel.is_main():
         folders = [str(folder / "model") for _, folder in members]
         command = ["avse", "evaluate", *folders, source, *(["--root", root] if root else [])]
         command += ["--ensemble"] if len(members) > 1 else []
@@ -85,29 +107,59 @@ def _has_test(source: str, root: str | None) -> bool:
 
 
 def _train(
-    recipe: Recipe, out: Path, train: PairDataset, val: PairDataset, device: str, args: argparse.Namespace
-) -> None:
-    """Train one model and say how it did."""
+    recipe: Recipe,
+    out: Path,
+    train: PairDataset | PairShards,
+    val: PairDataset,
+    device: str,
+    args: argparse.Namespace,
+    facts: dict[str, Any],
+) -> bool:
+    """Train one model and say how it did; False: a signal stopped it."""
     import torch
 
+    from avse import parallel
     from avse.inputs import can_cache
     from avse.start import build_model
     from avse.trainer import Trainer
 
     torch.manual_seed(recipe.train.seed)
-    model = build_model(recipe, train.captions, allow_download=args.allow_download).to(device)
+    captions = getattr(train, "captions", None)
+    model = build_model(recipe, captions, allow_download=args.allow_download).to(device)
     cache = recipe.data.cache
     if cache is None and can_cache(model, recipe.train.image_augment):
-        cache = ".cache/avse"
-    trainer = Trainer(model, recipe.train, cache=cache)
-    if args.resume and not (out / "checkpoint").exists():
-        print(f"avse train: nothing to resume in {out}: starting anew", file=sys.stderr)
-    _keep_recipe(recipe, out, args.resume)
-    result = trainer.fit(train, val, out=out, resume=args.resume)
-    if args.json:
+        cache = common.CACHE
+    trainer = Trainer(model, recipe.train, cache=cache, shuffle_buffer=recipe.data.shuffle_buffer)
+    if parallel.is_main():
+        if args.resume and not (out / "checkpoints").exists():
+            print(f"avse train: nothing to resume in {out}: starting anew", file=sys.stderr)
+        _keep_recipe(recipe, out, args.resume)
+    result = trainer.fit(train, val, out=out, resume=args.resume, facts=facts)
+    if not parallel.is_main():
+        return result.finished
+    if not result.finished:
+        again = [*sys.argv[1:], *([] if args.resume else ["--resume"])]
+        print(f"stopped, with a checkpoint in {out / 'checkpoints'}; go on with: avse {shlex.join(again)}")
+    elif args.json:
         common.emit({"model": str(out / "model"), "best_epoch": result.best_epoch, "val_rsum": result.best_rsum})
     else:
         print(f"best epoch {result.best_epoch + 1} of {recipe.train.epochs}: validation rSum {result.best_rsum:.1f}")
+    return result.finished
+
+
+def _train_pairs(recipe: Recipe) -> PairDataset | PairShards:
+    """Open the training pairs: a split, or shards where the recipe names them or the data set's folder holds some."""
+    from avse.data import load_dataset
+    from avse.data.shards import INFO, PairShards
+
+    data, source = recipe.data, str(recipe.data.source)
+    shards = data.shards or (source if Path(source, INFO).is_file() else None)
+    if shards is not None:
+        if data.max_train_images:
+            raise ValueError("data.max_train_images takes a part of a split; of shards name fewer (data.shards)")
+        return PairShards.open(shards)
+    train = load_dataset(source, root=data.root, split="train")
+    return train.first_by_hash(data.max_train_images) if data.max_train_images else train
 
 
 def _members(recipe: Recipe, out: Path) -> list[tuple[Recipe, Path]]:
@@ -122,8 +174,11 @@ def _members(recipe: Recipe, out: Path) -> list[tuple[Recipe, Path]]:
 def _refuse_to_replace(out: Path, args: argparse.Namespace) -> None:
     if (out / "model").exists() and not (args.force or args.resume):
         raise FileExistsError(f"{out} holds a model already; --force trains anew, --resume goes on")
-    if (out / "checkpoint").exists() and not (args.force or args.resume):
+    if (out / "checkpoints").exists() and not (args.force or args.resume):
         raise FileExistsError(f"{out} holds a run that was stopped; --resume goes on, --force trains anew")
+    if args.force and not args.resume:
+        for name in ("model", "checkpoints"):
+            shutil.rmtree(out / name, ignore_errors=True)
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
@@ -142,5 +197,5 @@ def _keep_recipe(recipe: Recipe, out: Path, resume: bool) -> None:
     from avse import files
     from avse.config import to_yaml
 
-    if not (resume and (out / "checkpoint").exists() and (out / RECIPE).exists()):
+    if not (resume and (out / "checkpoints").exists() and (out / RECIPE).exists()):
         files.write_text(out / RECIPE, to_yaml(recipe))

@@ -18,6 +18,7 @@ from avse.data import captions, coco, folders, karpathy, regions, research
 from avse.data.dataset import PairDataset, Skip
 from avse.data.entries import Entry, Listing, fill_splits, merge, no_split, rank, refuse_twice
 from avse.data.pictures import Usable, find_pictures, usual_folders
+from avse.data.shards import INFO as SHARDS
 
 
 class _Kind(NamedTuple):
@@ -105,6 +106,8 @@ def load_dataset(
     if split != "all" and split not in counts:
         there = {name: f"{count:,} images" for name, count in counts.most_common()}
         hint = captions.way_out(split, there, bool(listing.notes)) if layout.kind == CAPTIONS.name else ""
+        if split == "train" and (layout.path.parent / SHARDS).is_file():
+            hint = f"; its training pairs are shards: stream them by data.shards={layout.path.parent}"
         raise no_split(layout.path, split, there, hint)
     if split == "all":
         entries = _once(entries)

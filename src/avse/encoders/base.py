@@ -55,6 +55,8 @@ class Encoder(nn.Module):
     kind: ClassVar[str]
     _kinds: ClassVar[dict[str, Any]] = {}
     settings: ImageEncoderConfig | TextEncoderConfig
+    model: Any
+    """The network of another library, where there is one."""
     frozen: bool
     width: int
 
@@ -69,12 +71,54 @@ class Encoder(nn.Module):
         for name, parameter in self.named_parameters():
             if self.frozen or set(name.split(".")) & set(unused):
                 parameter.requires_grad_(False)
+        self._trainable = frozenset(name for name, parameter in self.named_parameters() if parameter.requires_grad)
         self.train(False)
 
+    def trainable(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters that training changes, held for now or not: none of a frozen encoder."""
+        for name, parameter in self.named_parameters():
+            if name in self._trainable:
+                yield parameter
+
     def train(self: _E, mode: bool = True) -> _E:
-        """Switch the mode; a frozen encoder stays in evaluation mode."""
+        """Switch the mode; a frozen encoder stays in evaluation mode, and batch norms keep their statistics.
+
+        Pretrained statistics are worth more than those of a small batch, and they let a batch be encoded in parts.
+        """
         super().train(mode and not self.frozen)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
         return self
+
+    def recompute_blocks(self) -> None:
+        """Keep no activations inside the blocks in training: the backward pass computes them again.
+
+        Raises:
+            EncoderError: The architecture cannot do it.
+        """
+        model = getattr(self, "model", None)
+        enable = getattr(
+            model, "activation_checkpointing_enable", getattr(model, "gradient_checkpointing_enable", None)
+        )
+        if enable is None:
+            raise EncoderError(
+                f"{self.settings.source!r} cannot checkpoint gradients, encoders of transformers can: set "
+                "train.gradient_checkpointing=false, or train.chunk_size for less memory"
+            )
+        enable({"use_reentrant": False})
+
+    def compile_blocks(self) -> None:
+        """Compile each block of the encoder (torch.compile); they share one graph.
+
+        Raises:
+            EncoderError: There are no blocks, or no compiler.
+        """
+        blocks = next((module for module in self.modules() if isinstance(module, nn.ModuleList)), None)
+        if blocks is None:
+            raise EncoderError(f"{self.settings.source!r} has no blocks to compile: set train.compile=false")
+        for block in blocks:
+            block.compile(dynamic=True)
 
     def describe(self) -> dict[str, Any]:
         """Return what shapes the output besides the weights, as JSON can say it."""

@@ -1,0 +1,499 @@
+"""The training loop: epochs of steps, selection on validation, checkpoints on the way, a watch that speaks up.
+
+Knows the feed, the step, the evaluation and the run's folder. Everything random in an epoch derives from (seed, epoch),
+and a checkpoint holds the generators' states: a run that was killed ends with the bits of one that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from avse import files, parallel
+from avse.ahead import ahead
+from avse.config import TrainConfig
+from avse.data import PairDataset, Skip
+from avse.data.shards import PairShards
+from avse.evaluate import evaluate
+from avse.features import Precision
+from avse.inputs import Inputs, open_inputs
+from avse.metrics import RetrievalReport
+from avse.model import AVSE
+from avse.plots import draw_curves
+from avse.sampling import mean_overlap
+from avse.trainer.board import Board
+from avse.trainer.feed import Fed, Feed, PairFeed, ShardFeed, augmentation
+from avse.trainer.random import set_random_states
+from avse.trainer.record import HISTORY, RunRecord
+from avse.trainer.schedule import epoch_seed, hold_encoders, parameter_groups, rate_factor, set_rates
+from avse.trainer.state import Checkpoints, Progress, Signals, TrainingError, load_trained, trained_state
+from avse.trainer.step import Step
+from avse.trainer.table import Progress as Table
+from avse.trainer.watch import CollapseWatch, NanPolicy
+
+log = logging.getLogger(__name__)
+
+SMALL_VALIDATION = 50
+ALIKE = {"checkpoint_minutes", "tensorboard", "workers"}
+"""Settings that change no result: a training may go on with others."""
+
+
+class _StoppedError(Exception):
+    """A signal asked for an end."""
+
+
+@dataclass
+class TrainResult:
+    """What a training left."""
+
+    history: list[dict[str, Any]]
+    """One entry an epoch: rates, loss parts, skipped steps, validation figures. No times: equal runs are equal."""
+    best_epoch: int
+    best_rsum: float
+    seconds: dict[str, float]
+    """Wall-clock seconds of `train`, `validate`, `save`, and of waiting for data (`wait`, a part of `train`)."""
+    skipped: tuple[Skip, ...] = ()
+    folder: Path | None = None
+    finished: bool = True
+    """False: a signal stopped it; its folder has a checkpoint to go on from, the model has the last step's weights."""
+
+
+class Trainer:
+    """Train a model and keep its best epoch by validation rSum.
+
+    Launched by torchrun or accelerate, every process builds the same trainer; the batch is divided among them.
+
+    Args:
+        model: trained in place; after `fit` it holds the best epoch's weights.
+        config: how.
+        cache: folder for the grids of a frozen encoder; None reads pictures every time.
+        progress: show a bar with rate and time left, and a table.
+        shuffle_buffer: samples a reader of tar shards draws from.
+    """
+
+    def __init__(
+        self,
+        model: AVSE,
+        config: TrainConfig | None = None,
+        *,
+        cache: str | Path | None = None,
+        progress: bool = True,
+        shuffle_buffer: int = 1000,
+    ) -> None:
+        self.model, self.config, self.cache, self.progress = model, config or TrainConfig(), cache, progress
+        self.shuffle_buffer = shuffle_buffer
+        if self.config.word_augment and (model.text_encoder.frozen or not model.text_encoder.can_augment):
+            raise TrainingError(
+                "word_augment is true, but the text encoder is frozen or has no mask token; set train.word_augment to "
+                "false, or text_encoder.frozen to false with a BERT-family encoder"
+            )
+        self.step = Step(model, self.config)
+
+    def fit(
+        self,
+        train: PairDataset | Inputs | PairShards,
+        val: PairDataset | Inputs,
+        *,
+        out: str | Path | None = None,
+        resume: bool = False,
+        on_epoch: Callable[[dict[str, Any]], None] | None = None,
+        facts: dict[str, Any] | None = None,
+        save_model: bool = True,
+    ) -> TrainResult:
+        """Train, and select on validation.
+
+        Args:
+            train: the pairs to learn from, the split already open, or tar shards to stream.
+            val: the pairs that select the epoch. Never the test split.
+            out: folder for model/ (the best epoch), checkpoints/, history.json, curves.png and run.json.
+            resume: go on from the newest whole checkpoint of `out`, if there is one.
+            on_epoch: called with each new entry of the history.
+            facts: further entries of run.json.
+            save_model: write model/ at the end.
+
+        Raises:
+            TrainingError: too few pairs, non-finite losses in a row, or a checkpoint of other settings or data.
+            OSError: a checkpoint could not be written; the one before it is whole.
+        """
+        parallel.broadcast_parameters(self.model)
+        self._open(train, val)
+        config = self.config
+        groups = parameter_groups(self.model, self.step.infonce, config)
+        self.optimizer = torch.optim.AdamW(groups, fused=True)
+        self.state = Progress()
+        self.states: dict[str, Any] = {}
+        self.best: dict[str, torch.Tensor] = {}
+        self.identity = self._identity()
+        self.folder = Path(out) if out is not None else None
+        self.checkpoints = None if self.folder is None else Checkpoints(self.folder, self.identity)
+        self.save_model = save_model
+        self.signals, self.saved, self.nan = Signals(), time.monotonic(), NanPolicy(config.max_nan_steps)
+        self.watch = CollapseWatch(
+            margin=config.margin,
+            score_scale=self.model.num_text_blocks if config.score_scale == "sum" else 1,
+            steps_an_epoch=self.feed.steps,
+            fallback=config.on_collapse == "all_negatives",
+        )
+        if self.checkpoints is not None and not (resume and self._resume(self.checkpoints)):
+            self.checkpoints.clear()
+        folder = self.folder if parallel.is_main() else None
+        self.record = RunRecord(folder, self._described(facts or {}), step=self.state.step, resume=resume)
+        with contextlib.ExitStack() as stack:
+            if self.folder is not None:
+                stack.enter_context(self.signals.heard())
+            stack.enter_context(self.record)
+            self.table = stack.enter_context(
+                Table(
+                    self.total,
+                    self.state.step,
+                    self.progress and parallel.is_main(),
+                    epochs=config.epochs,
+                    history=self.state.history,
+                    device=str(self.model.device),
+                )
+            )
+            self.board = stack.enter_context(self._board())
+            finished = self._epochs(on_epoch)
+            if finished:
+                self._finish()
+                self.record.finish()
+        state, skipped = self.state, () if isinstance(self.train, PairShards) else self.train.skipped
+        return TrainResult(
+            state.history, state.best_epoch, state.best_rsum, state.seconds, skipped, self.folder, finished
+        )
+
+    # Before the first step.
+    def _open(self, train: PairDataset | Inputs | PairShards, val: PairDataset | Inputs) -> None:
+        """Open both splits, and plan the batches."""
+        model, config = self.model, self.config
+        self.train = train if isinstance(train, PairShards) else self._inputs(train, augmented=True)
+        count = self.train.num_images if isinstance(self.train, PairShards) else self.train.dataset.num_images
+        if count < 2:
+            raise TrainingError(f"{count} training picture; a batch needs two or more")
+        if isinstance(self.train, PairShards):
+            self.feed: Feed = ShardFeed(self.train, model, config, self.shuffle_buffer)
+        else:
+            self.feed = PairFeed(self.train, model, config)
+        self.val = self._inputs(val, augmented=False)
+        self.total = config.epochs * self.feed.steps
+
+    def _inputs(self, data: PairDataset | Inputs, augmented: bool) -> Inputs:
+        if isinstance(data, Inputs):
+            return data
+        change = augmentation(self.config) if augmented else None
+        with parallel.main_first() if self.cache else contextlib.nullcontext():
+            return open_inputs(self.model, data, cache=self.cache, workers=self.config.workers, augment=change)
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what must be the same when a training goes on."""
+        model, train, val = self.model, self.train, self.val
+        if isinstance(train, PairShards):  # which sample comes when depends on how many read
+            readers = {"processes": parallel.world(), "readers": self.config.workers, "buffer": self.shuffle_buffer}
+            data = {"train": train.fingerprint(), **readers}
+            pictures = [val.images.content]
+        else:
+            data, pictures = {"train": train.dataset.fingerprint()}, [train.images.content, val.images.content]
+        return {
+            "config": self.config.model_dump(mode="json", exclude=ALIKE),
+            "model": model.config.model_dump(mode="json"),
+            "init_from": model.facts.get("init_from"),
+            **data,
+            "val": val.dataset.fingerprint(),
+            "pictures": pictures,
+            "encoders": [
+                encoder.fingerprint() if encoder.frozen else encoder.describe()
+                for encoder in (model.image_encoder, model.text_encoder)
+            ],
+        }
+
+    def _described(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Return what run.json says from the start; tell of it what somebody who waits should know."""
+        config, model, train, val = self.config, self.model, self.train, self.val
+        streamed = isinstance(train, PairShards)
+        images = train.num_images if isinstance(train, PairShards) else train.dataset.num_images
+        counts = {
+            "train": {"images": images},
+            "val": {"images": val.dataset.num_images, "pairs": val.dataset.num_pairs},
+        }
+        skipped = list(val.skipped)
+        if not isinstance(train, PairShards):
+            counts["train"]["pairs"] = train.dataset.num_pairs
+            skipped = [*train.skipped, *skipped]
+        told = "streamed from shards" if streamed else f"and {counts['train']['pairs']} captions"
+        log.info("%d steps an epoch of %d pictures %s", self.feed.steps, images, told)
+        views: dict[str, Any] = {"views": model.config.num_views}
+        if model.config.num_views > 1 and (overlap := self._overlap()) is not None:
+            views["views_overlap"] = overlap
+            log.info("two views of a picture share %.0f %% of their cells", 100 * overlap)
+        if config.decorrelation_weight and model.config.num_views > 1:
+            size = min(config.batch_size, images)
+            views["decorrelation_floor"] = self.step.decorrelation.floor(size, model.config.embed_dim)
+            log.info("L_reg cannot fall below %.4f in batches of %d", views["decorrelation_floor"], size)
+        if val.dataset.num_images < SMALL_VALIDATION:
+            log.warning(
+                "only %d validation pictures choose the epoch: the choice is mostly chance below some %d",
+                val.dataset.num_images,
+                SMALL_VALIDATION,
+            )
+        return {
+            "identity": self.identity,
+            "steps_an_epoch": self.feed.steps,
+            **views,
+            "data": counts,
+            "skipped": [[skip.name, skip.reason] for skip in skipped],
+            "device": str(model.device),
+            "processes": parallel.world(),
+            "checkpoint_minutes": config.checkpoint_minutes,
+            **facts,
+        }
+
+    def _overlap(self) -> float | None:
+        """Measure what two training views share: over drawn ones, or over the first pictures where they are learnt."""
+        encoder, groups = self.model.image_encoder, self.model.groups
+        cells = encoder.grid[0] * encoder.grid[1]
+        if groups is None:
+            drawn = self.model.sampling.train()(encoder.grid, 256, torch.Generator().manual_seed(0))
+            return round(mean_overlap(drawn, cells), 4)
+        if isinstance(self.train, PairShards):
+            return None
+        self.model.eval()
+        groups.train()
+        with torch.inference_mode():
+            seen = self.train.images.batch(range(min(64, self.train.dataset.num_images))).to(self.model.device)
+            tokens = encoder(seen) if seen.ndim == 4 else seen
+            return round(mean_overlap(groups(tokens[:, encoder.num_prefix :])[0].cpu(), cells), 4)
+
+    def _board(self) -> Any:
+        """TensorBoard's curves, where they are asked for and there is a folder."""
+        if not self.config.tensorboard or self.folder is None or not parallel.is_main():
+            return contextlib.nullcontext()
+        return Board(self.folder / "tensorboard", self.state.step)
+
+    # Epochs and steps.
+    def _epochs(self, on_epoch: Callable[[dict[str, Any]], None] | None) -> bool:
+        """Train until the last epoch, or until validation no longer gets better; False: a signal asked for an end."""
+        while not self._over():
+            try:
+                self._train_epoch()
+                report = self._validate()
+            except _StoppedError:
+                return False
+            entry = self._entry(report)
+            self._keep(entry, report.rsum)
+            self.table.epoch(entry)
+            if self.board is not None:
+                self.board.epoch(self.state.step - 1, entry)
+            if on_epoch:
+                on_epoch(entry)
+        return True
+
+    def _over(self) -> bool:
+        state, patience = self.state, self.config.patience
+        if patience is not None and state.epoch - 1 - state.best_epoch >= patience and state.epoch:
+            log.info("no better validation rSum in %d epochs: stopped after %d", patience, state.epoch)
+            return True
+        return state.epoch >= self.config.epochs
+
+    def _train_epoch(self) -> None:
+        """Take what is left of an epoch's steps."""
+        state, config, epoch = self.state, self.config, self.state.epoch
+        torch.manual_seed(epoch_seed(config.seed, epoch, parallel.rank()))
+        states, self.states = self.states, {}
+        if not state.batches:
+            states = {}
+            self.nan.start_epoch()
+        if states.get("random"):
+            set_random_states(states["random"])
+        self.model.train()
+        hold_encoders(self.model, epoch < config.frozen_epochs)
+        feed = ahead(self.feed.epoch(epoch, state.batches, states.get("feed")))
+        with contextlib.closing(feed):
+            while True:
+                started = time.perf_counter()
+                fed = next(feed, None)
+                waited = time.perf_counter() - started
+                if fed is None:
+                    return
+                parts, pairs = self._one_step(fed, epoch)
+                state.seconds["wait"] += waited
+                state.seconds["train"] += time.perf_counter() - started
+                self.table.step(parts, pairs, waited)
+                if self.board is not None:
+                    self.board.step(state.step - 1, parts)
+                self._save_if_due(fed.states)
+
+    def _one_step(self, fed: Fed, epoch: int) -> tuple[dict[str, float], int]:
+        """Take one step and keep count; return its figures and the pairs of its whole batch."""
+        state, config = self.state, self.config
+        set_rates(self.optimizer, rate_factor(config, state.step, self.total, epoch))
+        hardest = epoch >= config.hard_negative_start_epoch and not self.watch.all_negatives
+        self.step.hinge.hardest = hardest
+        parts = self.step(fed.batch.to(self.model.device), self.optimizer, epoch)
+        state.step, state.batches = state.step + 1, state.batches + 1
+        if not self.nan.may_go_on(parts is not None):
+            raise TrainingError(self.nan.message(epoch, state.step, config.lr, config.encoder_lr))
+        if parts is None or "loss" not in parts:
+            name = next(iter(parts or {"nan": 1}))
+            state.counts[name] = state.counts.get(name, 0) + 1
+            return {}, 0
+        pairs = int(parts.pop("pairs"))
+        state.counts["steps"] = state.counts.get("steps", 0) + 1
+        for name, value in parts.items():
+            state.sums[name] = state.sums.get(name, 0.0) + value
+        self._say(
+            self.watch.step(
+                None if self.step.is_infonce(epoch) else parts["matching"],
+                batch_size=pairs,
+                hardest=hardest,
+                spread_images=parts["spread_images"],
+                spread_texts=parts["spread_texts"],
+            )
+        )
+        return parts, pairs
+
+    def _say(self, message: str | None) -> None:
+        """Warn of a collapse, and remember it for the epoch's entry."""
+        if message is not None:
+            self.state.collapse = message
+            (self.table.note if self.progress else log.warning)(message)
+
+    def _save_if_due(self, feed_states: dict[str, Any]) -> None:
+        """Write a checkpoint when it is time, or when a signal asks for an end, and then end."""
+        if self.checkpoints is None:
+            return
+        asked = parallel.any_rank(self.signals.asked)
+        if asked or parallel.any_rank(time.monotonic() - self.saved >= 60 * self.config.checkpoint_minutes):
+            self._save(feed_states)
+        if asked:
+            raise _StoppedError
+
+    # Validation, checkpoints.
+    def _validate(self) -> RetrievalReport:
+        """Measure the model on validation; a signal ends it, and a run that goes on begins with it."""
+        started = time.perf_counter()
+        precision: Precision = "fp32" if self.config.precision == "fp32" else "auto"
+
+        def tick(done: int) -> None:
+            if self.checkpoints is not None and parallel.any_rank(self.signals.asked):
+                self._save(None)
+                raise _StoppedError
+
+        tick(0)
+        alone = parallel.world() == 1  # else the processes have not equally many batches to ask each other after
+        report = evaluate(
+            self.model,
+            self.val.dataset,
+            inputs=self.val,
+            bootstrap=0,
+            precision=precision,
+            tick=tick if alone else None,
+            shared=True,
+        )
+        report = parallel.broadcast_object(report)
+        tick(0)
+        self.state.seconds["validate"] += time.perf_counter() - started
+        return report
+
+    def _entry(self, report: RetrievalReport) -> dict[str, Any]:
+        """Make the epoch's entry of the history."""
+        state, config, epoch = self.state, self.config, self.state.epoch
+        val = self.val.dataset
+        self._say(
+            self.watch.validated(
+                epoch,
+                i2t_r1=report.i2t.recalls[1],
+                t2i_r1=report.t2i.recalls[1],
+                num_images=val.num_images,
+                num_texts=val.num_pairs,
+            )
+        )
+        steps = max(1, state.counts.get("steps", 0))
+        return {
+            "epoch": epoch,
+            "lr": set_rates(self.optimizer, rate_factor(config, state.step - 1, self.total, epoch)),
+            **{name: value / steps for name, value in state.sums.items()},
+            "skipped_steps": self.nan.skipped + state.counts.get("overflow", 0),
+            "without_negatives": state.counts.get("left_out", 0),
+            "frozen": epoch < config.frozen_epochs,
+            "collapse": state.collapse,
+            "val": _figures(report),
+        }
+
+    def _keep(self, entry: dict[str, Any], rsum: float) -> None:
+        """Close an epoch: the history, the best weights, a checkpoint."""
+        state = self.state
+        if rsum >= state.best_rsum:
+            state.best_rsum, state.best_epoch = rsum, entry["epoch"]
+            if self.checkpoints is None:
+                self.best = trained_state(self.model, self.step)
+            else:
+                self.checkpoints.keep_best(entry["epoch"], self.model, self.step)
+        state.history.append(entry)
+        state.epoch, state.batches, state.sums, state.counts, state.collapse = entry["epoch"] + 1, 0, {}, {}, None
+        if self.checkpoints is not None:
+            self._save(None)
+
+    def _save(self, feed_states: dict[str, Any] | None) -> None:
+        """Write a checkpoint, the history and run.json."""
+        assert self.checkpoints is not None and self.folder is not None
+        state, started = self.state, time.perf_counter()
+        state.watch = {"collapse": self.watch.state(), "nan": self.nan.state()}
+        self.checkpoints.save(state, self.model, self.step, self.optimizer, feed_states)
+        state.seconds["save"] += time.perf_counter() - started
+        self.saved = time.monotonic()
+        if parallel.is_main():
+            files.write_json(self.folder / HISTORY, state.history)
+        self._record_progress()
+
+    def _record_progress(self, **facts: Any) -> None:
+        state = self.state
+        self.record.update(
+            state.step, seconds=state.seconds, history=state.history, best_epoch=state.best_epoch, **facts
+        )
+
+    def _resume(self, checkpoints: Checkpoints) -> bool:
+        """Go on from the newest whole checkpoint; False where there is none."""
+        found = checkpoints.load(self.model, self.step, self.optimizer)
+        if found is None:
+            return False
+        self.state, self.states = found
+        self.watch.load(self.state.watch["collapse"])
+        self.nan.load(self.state.watch["nan"])
+        return True
+
+    def _finish(self) -> None:
+        """Take the best epoch's weights, and write what a user of the run's folder looks for."""
+        state = self.state
+        with parallel.main_first():
+            best = self.best if self.checkpoints is None else self.checkpoints.best(state.best_epoch)
+        load_trained(self.model, self.step, best)
+        facts: dict[str, Any] = {}
+        if self.model.groups is not None:
+            facts["views_overlap"] = self._overlap()
+        self.model.eval()
+        if self.folder is None or not parallel.is_main():
+            return
+        if self.save_model:
+            self.model.save_pretrained(self.folder / "model", force=True, extra={"seed": self.config.seed})
+        files.write_json(self.folder / HISTORY, state.history)
+        draw_curves({"": state.history}, self.folder / "curves.png")
+        if isinstance(self.feed, ShardFeed):
+            facts["unreadable"] = self.feed.unreadable
+        self._record_progress(**facts)
+
+
+def _figures(report: RetrievalReport) -> dict[str, Any]:
+    aware = report.duplicate_aware
+    return {
+        "rsum": report.rsum,
+        "i2t": {f"r{k}": value for k, value in report.i2t.recalls.items()},
+        "t2i": {f"r{k}": value for k, value in report.t2i.recalls.items()},
+        "duplicate_aware_rsum": aware.rsum if aware else None,
+    }

@@ -1,0 +1,189 @@
+"""The trainer in several processes: its step's gradients, whole runs by torchrun, and runs that were killed."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+import torch.multiprocessing
+
+from avse import parallel
+from avse.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig, TrainConfig
+from avse.data.scenes import make_scenes
+from avse.model import AVSE
+from avse.trainer.step import Batch, Step
+
+TEXTS = ["a", "two red birds in the sky", "a dog", "the small cat sits on grass", "a house", "a  Dog", "a child runs"]
+IDS = [0, 1, 2, 3, 4, 5, 1]
+SHARES = (5, 2)
+SETTINGS = {
+    "hinge, L_reg": {"objective": "hinge", "score_scale": "sum", "decorrelation_weight": 1.0},
+    "infonce in chunks": {"objective": "infonce", "learn_temperature": True, "chunk_size": 2},
+    "everything counted": {"objective": "hinge", "decorrelation_weight": 0.1, "decorrelation_form": "official"},
+}
+
+
+def build(vit, bert, masked):
+    torch.manual_seed(0)
+    model = AVSE(
+        ModelConfig(
+            image_encoder=ImageEncoderConfig(source=vit, frozen=False, sampling_stage="input"),
+            text_encoder=TextEncoderConfig(source=bert, frozen=False),
+            embed_dim=16,
+            block_width=8,
+            dropout=0.0,
+            masked_batch_norm=masked,
+        )
+    )
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "dropout_prob"):
+            module.dropout_prob = 0.0
+    with torch.no_grad():  # tokens that differ, so that no two scores are nearly equal
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(2)
+    return model.double().train()
+
+
+def gradients(folders, settings, share=slice(None)):
+    """Loss parts, gradients and statistics that a step leaves for its rows of the batch."""
+    model = build(*folders, masked="official" not in settings.values())
+    step = Step(model, TrainConfig(**settings))
+    step.infonce.double()
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randn(len(TEXTS), 3, 32, 32, generator=generator).double()
+    views = model.sampling((4, 4), len(TEXTS), generator)
+    tokens = model.text_encoder.tokenize(TEXTS)
+    own = [value[share] for value in (pixels, tokens.input_ids, tokens.attention_mask, views)]
+    parts = step.backward(Batch(*own, None, IDS[share], TEXTS[share]), 5)
+    named = [*model.named_parameters(), *step.infonce.named_parameters()]
+    found = {name: parameter.grad for name, parameter in named if parameter.grad is not None}
+    return {name: torch.as_tensor(value).double() for name, value in parts.items()}, found, dict(model.named_buffers())
+
+
+def worker(rank, port, folders, told):
+    torch.set_num_threads(1)
+    alone = {name: gradients(folders, settings) for name, settings in SETTINGS.items()}
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    parallel.start("cpu")
+    first = sum(SHARES[:rank])
+    for name, settings in SETTINGS.items():
+        found = gradients(folders, settings, slice(first, first + SHARES[rank]))
+        for mine, expected in zip(found, alone[name]):
+            assert mine.keys() == expected.keys() and mine
+            scale = max(float(value.abs().max()) for value in expected.values())
+            furthest = max(float((mine[key] - value).abs().max()) for key, value in expected.items()) / scale
+            assert furthest < 1e-9, (name, furthest)
+        (told / f"{name} {rank}").touch()
+
+
+def test_a_step_of_two_processes_has_the_gradients_of_one(tiny_vit_folder, tiny_bert_folder, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    torch.multiprocessing.spawn(worker, (port, (str(tiny_vit_folder), str(tiny_bert_folder)), tmp_path), 2)
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name} {rank}" for name in SETTINGS for rank in (0, 1)}
+
+
+# Whole runs on the command line.
+@pytest.fixture(scope="module")
+def launch(tiny_vit_folder, tiny_bert_folder, tmp_path_factory):
+    """Start `avse train` in one process, or in more by torchrun, without dropout: its draws differ by process."""
+    folder = tmp_path_factory.mktemp("launch")
+    make_scenes(folder / "scenes", count=40, size=64, seed=0)
+    shutil.copytree(tiny_bert_folder, folder / "bert")
+    config = json.loads((folder / "bert" / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "bert" / "config.json").write_text(json.dumps(config))
+    settings = {
+        "model.image_encoder": f"{{source: {tiny_vit_folder}, frozen: false}}",
+        "model.text_encoder": f"{{source: {folder / 'bert'}, frozen: false}}",
+        "model": "{embed_dim: 16, block_width: 8, dropout: 0.0}",
+        "train": "{epochs: 2, batch_size: 10, objective: hinge, decorrelation_weight: 0.1, encoder_lr: 1.0e-4}",
+        "train.size_augment": 0.2,
+        "train.word_augment": True,
+        "train.checkpoint_minutes": 0,
+    }
+    words = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    several = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+
+    def start(processes, out, *further):
+        launcher = (*several, str(processes)) if processes > 1 else ()
+        command = [sys.executable, *launcher, "-m", "avse", "train", str(folder / "scenes"), "--out", str(out), *words]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen([*command, *further], env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
+
+    return start
+
+
+def finished(process):
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said
+    return said
+
+
+@pytest.fixture(scope="module")
+def runs(launch, tmp_path_factory):
+    """A run of one process and one of two."""
+    folder = tmp_path_factory.mktemp("runs")
+    for processes in (1, 2):
+        said = finished(launch(processes, folder / str(processes)))
+        assert said.count("best epoch") == 1, said  # only the first process speaks
+    return folder
+
+
+def history(run):
+    return json.loads((run / "history.json").read_text())
+
+
+def same_to_rounding(run, other):
+    """Figures and weights; not rSum, where a rank moves at a tie, nor the bias whose gradient is rounding alone."""
+    for mine, theirs in zip(history(run), history(other), strict=True):
+        for name in ("loss", "matching", "decorrelation", "gradient", "spread_images", "spread_texts"):
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-4), name
+    mine, theirs = (AVSE.from_pretrained(folder / "model").state_dict() for folder in (run, other))
+    free = {"text_head.mlp.0.bias", "text_head.mlp.1.running_mean"}
+    differences = {name: float((mine[name] - value).abs().max()) for name, value in theirs.items() if name not in free}
+    assert max(differences.values()) < 1e-4, max(differences, key=differences.get)  # a step of Adam is 2e-3
+
+
+def killed_after(process, step, run):
+    """Kill the processes that train once a step's checkpoint is there."""
+    until = time.monotonic() + 200
+    while not (run / "checkpoints" / f"step-{step:08d}").exists():
+        assert process.poll() is None and time.monotonic() < until, process.communicate()[0]
+        time.sleep(0.01)
+    for child in psutil.Process(process.pid).children():
+        child.kill()
+    said = process.communicate(timeout=100)[0]
+    assert process.returncode != 0 and not (run / "model").exists(), said
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(runs):
+    same_to_rounding(runs / "2", runs / "1")
+    assert json.loads((runs / "2" / "run.json").read_text())["processes"] == 2
+
+
+@pytest.mark.slow
+def test_two_processes_that_were_killed_and_resumed_end_with_the_same_bits(launch, runs, tmp_path):
+    killed_after(launch(2, tmp_path / "run"), 2, tmp_path / "run")
+    killed_after(launch(2, tmp_path / "run", "--resume"), 4, tmp_path / "run")
+    finished(launch(2, tmp_path / "run", "--resume"))
+    for name in ("history.json", "model/model.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (runs / "2" / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_where_two_were_killed(launch, runs, tmp_path):
+    killed_after(launch(2, tmp_path / "run"), 2, tmp_path / "run")
+    said = finished(launch(1, tmp_path / "run", "--resume"))
+    assert "was written by 2 processes, there are 1" in said
+    same_to_rounding(tmp_path / "run", runs / "1")
