@@ -325,6 +325,66 @@ def test_a_part_of_all_equals_the_split_itself(build, scenes, tmp_path):
     )
 
 
+def test_early_stopping_counts_epochs_without_a_better_validation(build, scenes, monkeypatch):
+    rsums = iter([10.0, 30.0, 20.0, 29.0, 40.0])
+    trainer = Trainer(build(), settings(epochs=5, patience=2), progress=False)
+    keep = trainer._keep
+    monkeypatch.setattr(trainer, "_keep", lambda entry, rsum: keep(entry, next(rsums)))
+    result = trainer.fit(scenes["train"], scenes["val"])
+    assert len(result.history) == 4 and (result.best_epoch, result.best_rsum) == (1, 30.0) and result.finished
+
+
+def test_encoders_move_after_their_frozen_epochs(build, scenes):
+    model = build(image={"frozen": False}, text={"frozen": False})
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    moved = []
+
+    def on_epoch(entry):
+        changed = {n.split(".")[0] for n, value in model.state_dict().items() if not torch.equal(value, start[n])}
+        moved.append((entry["frozen"], changed & {"image_encoder", "text_encoder"}, "text_head" in changed))
+
+    Trainer(model, settings(frozen_epochs=2), progress=False).fit(scenes["train"], scenes["val"], on_epoch=on_epoch)
+    assert moved == [(True, set(), True), (True, set(), True), (False, {"image_encoder", "text_encoder"}, True)]
+
+
+def test_a_collapse_is_said_and_all_negatives_are_taken_until_it_is_over(build, scenes, tmp_path, monkeypatch):
+    """One vector for every picture, planted: the real loop, watch, hinge and a run that goes on."""
+    monkeypatch.setattr("avse.trainer.watch.PATIENCE", (3, 3))
+    config = settings(
+        objective="hinge", hard_negative_start_epoch=0, score_scale="sum", on_collapse="all_negatives", epochs=4
+    )
+    config = config.model_copy(update={"image_augment": False, "checkpoint_minutes": 0.0})
+    model = build()
+    trainer, hardest = Trainer(model, config, progress=False), []
+    real = trainer.step.backward
+
+    def backward(batch, epoch):
+        hardest.append(trainer.step.hinge.hardest)
+        with torch.no_grad():
+            model.image_head.project.weight.zero_()
+            model.image_head.project.bias.fill_(1.0)
+        return real(batch, epoch)
+
+    monkeypatch.setattr(trainer.step, "backward", backward)
+    result = trainer.fit(scenes["train"], scenes["val"], out=tmp_path / "run")
+    assert hardest[:3] == [True] * 3 and hardest[3:9] == [False] * 6  # twice the patience
+    said = [entry["collapse"] for entry in result.history if entry["collapse"]]
+    assert "all negatives for the next 6 steps" in said[0]
+
+
+def test_tensorboard_has_the_steps_and_the_epochs(build, scenes, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = Trainer(build(), settings(tensorboard=True), progress=False).fit(
+        scenes["train"], scenes["val"], out=tmp_path / "run"
+    )
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(9))
+    rsums = [event.value for event in events.Scalars("val/rsum")]
+    assert rsums == pytest.approx([entry["val"]["rsum"] for entry in result.history])
+
+
 RUN = """
 import json, resource, sys, time, torch
 from avse.config import *
@@ -338,7 +398,8 @@ model = AVSE(ModelConfig(image_encoder=ImageEncoderConfig(source=vit, frozen=Fal
                          text_encoder=TextEncoderConfig(source=bert, frozen=False), embed_dim=16, block_width=8))
 changes = {"epochs": 4, "batch_size": 6, "lr": 2e-3, "objective": "hinge", "size_augment": 0.2, "word_augment": True,
            "image_augment": True, "color_augment": 0.2, "decorrelation_weight": 0.1,
-           "frozen_epochs": 1, "chunk_size": 4, "gradient_checkpointing": True, "checkpoint_minutes": 0, "warmup_steps": 3, **json.loads(extra)}
+           "frozen_epochs": 1, "chunk_size": 4, "gradient_checkpointing": True, "checkpoint_minutes": 0,
+           "warmup_steps": 3, **json.loads(extra)}
 limit = changes.pop("limit", None)
 trainer = Trainer(model, TrainConfig(**changes), progress=False)
 def on_epoch(entry):

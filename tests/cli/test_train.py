@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +16,7 @@ import yaml
 from PIL import Image
 
 from avse.config import load_recipe
+from avse.data import load_dataset
 from avse.files import verify_manifest
 from avse.trainer import Trainer
 
@@ -186,3 +192,60 @@ def test_an_ensemble_has_members_with_seeds_of_their_own(avse, scenes, tiny, tmp
         own, member = tmp_path / f"own{i}" / "history.json", out / f"member-{i}" / "history.json"
         assert own.read_bytes() == member.read_bytes()
     assert [len(avse(*common, "--out", tmp_path / "j", "--set", "ensemble=2", "--json").json)] == [2]
+
+
+def test_leaks_are_told_left_out_or_fatal(avse, scenes, tiny, tmp_path):
+    data = tmp_path / "leaky"
+    shutil.copytree(scenes, data)
+    train, test = (load_dataset(data, split=split) for split in ("train", "test"))
+    train.image_paths[1].write_bytes(test.image_paths[0].read_bytes())
+    with Image.open(test.image_paths[1]) as image:
+        image.convert("RGB").save(train.image_paths[2], format="JPEG", quality=70)
+    words = ("train", data, *tiny, "--cache", tmp_path / "cache", "--set", "train.epochs=1")
+    said = avse(*words, "--out", tmp_path / "warn")
+    assert said.code == 0 and "2 training pictures stand in another split too" in said.err
+    assert train.image_ids[1] in said.err and "same file" in said.err and "near-identical" in said.err
+    leaks = json.loads((tmp_path / "warn" / "run.json").read_text())["leaks"]
+    assert leaks["found"] == 2 and {leak["image_id"] for leak in leaks["first"]} == set(train.image_ids[1:3])
+    said = avse(*words, "--out", tmp_path / "error", "--set", "data.leaks=error")
+    assert said.code == 1 and "--set data.leaks=drop" in said.err and not (tmp_path / "error" / "model").exists()
+    said = avse(*words, "--out", tmp_path / "drop", "--set", "data.leaks=drop")
+    run = json.loads((tmp_path / "drop" / "run.json").read_text())
+    assert said.code == 0 and run["data"]["train"]["images"] == train.num_images - 2
+    said = avse(*words, "--out", tmp_path / "ignore", "--set", "data.leaks=ignore")
+    assert said.code == 0 and "stand in another split" not in said.err
+
+
+def test_shards_are_streamed_from_a_folder_of_them_or_by_name(avse, scenes, tiny, tmp_path):
+    assert avse("data", "shards", scenes, "--out", tmp_path / "shards", "--samples", 5).code == 0
+    words = (*tiny, "--set", "train.epochs=1", "--json")
+    said = avse("train", tmp_path / "shards", *words, "--out", tmp_path / "a")
+    other = avse(
+        "train", scenes, *words, "--out", tmp_path / "b", "--set", f"data.shards={tmp_path}/shards/train-*.tar"
+    )
+    assert said.code == other.code == 0
+    runs = [json.loads((tmp_path / name / "run.json").read_text()) for name in "ab"]
+    images = load_dataset(scenes, split="train").num_images
+    assert [run["data"]["train"]["images"] for run in runs] == [images, images]
+    histories = [json.loads((tmp_path / name / "history.json").read_text()) for name in "ab"]
+    assert histories[0] == histories[1]
+    said = avse("train", tmp_path / "shards", *words, "--out", tmp_path / "c", "--set", "data.max_train_images=3")
+    assert said.code == 1 and "of shards name fewer" in said.err
+
+
+def test_sigterm_ends_well_and_says_how_to_go_on(scenes, tiny, tmp_path):
+    words = [str(word) for word in ("train", scenes, *tiny, "--out", tmp_path / "run", "--set", "train.epochs=2000")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "avse", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    history = tmp_path / "run" / "history.json"
+    while process.poll() is None and not history.exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "stopped, with a checkpoint in" in out and shlex.split(out.split("go on with: ")[1])[1:] == [
+        *words,
+        "--resume",
+    ]
+    assert "SIGTERM" in err and not (tmp_path / "run" / "model").exists()
