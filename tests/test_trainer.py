@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -78,8 +79,10 @@ def test_the_run_folder_holds_the_best_epoch(build, scenes, tmp_path):
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert run["best_epoch"] == result.best_epoch and run["seconds"]["train"] > 0
     assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
-    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert kept == sorted([f"best-{result.best_epoch:04d}", "step-00000006", "step-00000009"])
+    kept = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} - {"lock"}
+    rsums = [entry["val"]["rsum"] for entry in result.history]
+    best = {f"best-{max(range(done), key=lambda i: (rsums[i], i)):04d}" for done in (2, 3)}  # by then
+    assert kept == {"step-00000006", "step-00000009"} | best
     for name in kept:
         verify_manifest(tmp_path / "run" / "checkpoints" / name)
 
@@ -118,13 +121,106 @@ def test_resume_refuses_other_settings_data_and_damage(build, scenes, tmp_path):
         )
     with pytest.raises(TrainingError, match="another val"):
         Trainer(build(), settings(epochs=1), cache=cache, progress=False).fit(
-            scenes["train"], scenes["test"], out=out, resume=True
+            scenes["train"], scenes["val"].subset([0, 2, 3]), out=out, resume=True
         )
     damage(out / "checkpoints" / "step-00000003" / "weights.safetensors")
     with pytest.raises(TrainingError, match=r"no checkpoint .* is whole: .*weights\.safetensors.*--force"):
         Trainer(build(), settings(epochs=1), cache=cache, progress=False).fit(
             scenes["train"], scenes["val"], out=out, resume=True
         )
+
+
+def test_only_validation_selects(build, scenes):
+    trainer = Trainer(build(), settings(), progress=False)
+    with pytest.raises(TrainingError, match="the test split must not choose the epoch"):
+        trainer.fit(scenes["train"], scenes["test"])
+    with pytest.raises(TrainingError, match="the same pairs would train and choose the epoch"):
+        trainer.fit(scenes["train"], scenes["train"])
+
+
+def test_a_training_is_not_replaced_unasked_and_has_one_owner(build, scenes, tmp_path):
+    def fit(seed=0, **how):
+        config = settings(epochs=1, seed=seed)
+        return Trainer(build(), config, progress=False).fit(scenes["train"], scenes["val"], out=tmp_path / "r", **how)
+
+    fit()
+    with pytest.raises(FileExistsError, match="holds a training already: resume goes on with it; force"):
+        fit(seed=1)
+    history = fit(resume=True).history  # it had finished
+    assert len(history) == 1
+    for folder in (tmp_path / "r" / "checkpoints").glob("step-*"):
+        shutil.rmtree(folder)
+    with pytest.raises(FileExistsError, match="holds a training and no checkpoint to go on from; force"):
+        fit(resume=True)
+    assert fit(seed=1, force=True).history != history
+    code = (
+        "import sys; from pathlib import Path; from avse.index.lock import OwnerLock\n"
+        "OwnerLock(Path(sys.argv[1])).acquire(); print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "r" / "checkpoints")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(TrainingError, match=f"belongs to a training that runs now.*process {other.pid}"):
+            fit(resume=True)
+        other.stdin.close()
+
+
+def test_what_a_kill_left_is_put_right(build, scenes, tmp_path):
+    """Between the two renames of a replacement the only checkpoint has another name; half written ones are waste."""
+    fit = partial(Trainer(build(), settings(), progress=False).fit, scenes["train"], scenes["val"])
+    fit(out=tmp_path / "whole")
+    folder = tmp_path / "parts" / "checkpoints"
+    shutil.copytree(tmp_path / "whole" / "checkpoints", folder)
+    shutil.rmtree(folder / "step-00000009")
+    (folder / "step-00000006").rename(folder / ".step-00000006.former")
+    (folder / ".step-00000009.ab12.tmp").mkdir()
+    trainer = Trainer(build(5), settings(), progress=False)
+    steps = []
+    real = trainer.step.backward
+    trainer.step.backward = lambda batch, epoch: (steps.append(epoch), real(batch, epoch))[1]
+    trainer.fit(scenes["train"], scenes["val"], out=tmp_path / "parts", resume=True)
+    assert steps == [2, 2, 2] and not list(folder.glob(".*"))
+    same_bits(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_encoders_that_were_held_are_trained_by_the_next_training(build, scenes):
+    model = build(image={"frozen": False}, text={"frozen": False})
+    Trainer(model, settings(epochs=1, frozen_epochs=1), progress=False).fit(scenes["train"], scenes["val"])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    Trainer(model, settings(epochs=1), progress=False).fit(scenes["train"], scenes["val"])
+    moved = {n.split(".")[0] for n, value in model.state_dict().items() if not torch.equal(value, before[n])}
+    assert {"image_encoder", "text_encoder"} <= moved
+
+
+def test_a_margin_of_nothing_can_be_saved(build, scenes, tmp_path):
+    config = settings(epochs=1, objective="hinge", margin=0.0, hard_negative_start_epoch=0)
+    result = Trainer(build(), config, progress=False).fit(scenes["train"], scenes["val"], out=tmp_path / "run")
+    assert result.finished
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step", "constant"])
+def test_the_rates_of_a_schedule(build, scenes, schedule):
+    config = settings(schedule=schedule, warmup_steps=4, step_epochs=(2,), step_factor=0.5)
+    trainer, rates = Trainer(build(), config, progress=False), []
+    real = trainer.step.backward
+
+    def backward(batch, epoch):
+        rates.append(trainer.optimizer.param_groups[0]["lr"] / config.lr)
+        return real(batch, epoch)
+
+    trainer.step.backward = backward
+    trainer.fit(scenes["train"], scenes["val"])
+    assert len(rates) == 9 and rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    later = {
+        "cosine": [0.5 * (1 + np.cos(np.pi * step / 5)) for step in range(5)],
+        "step": [1.0, 1.0, 0.5, 0.5, 0.5],
+        "constant": [1.0] * 5,
+    }
+    assert rates[4:] == pytest.approx(later[schedule])
 
 
 def damage(path):

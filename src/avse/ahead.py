@@ -50,6 +50,7 @@ def ahead(items: Iterable[_T], depth: int = 2) -> Generator[_T, None, None]:
             if value is _END:
                 return
             yield value
+            del value
     finally:
         closed.set()
         thread.join()

@@ -38,7 +38,7 @@ def evaluate(
     inputs: Inputs | None = None,
     meta: dict[str, Any] | None = None,
     precision: Precision = "fp32",
-    tick: Callable[[int], None] | None = None,
+    tick: Callable[[int], object] | None = None,
     shared: bool = False,
 ) -> RetrievalReport:
     """Measure a model on one split.
@@ -80,7 +80,7 @@ def score(
     batch_size: int = 64,
     *,
     precision: Precision = "fp32",
-    tick: Callable[[int], None] | None = None,
+    tick: Callable[[int], object] | None = None,
     shared: bool = False,
 ) -> Scored:
     """Score every image of a split against every distinct text; several models give the mean of their S.
@@ -169,7 +169,7 @@ def encode_inputs(
     batch_size: int = 64,
     *,
     precision: Precision = "fp32",
-    tick: Callable[[int], None] | None = None,
+    tick: Callable[[int], object] | None = None,
     shared: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Embed every image and every distinct text once, the next batch being read while the encoder works.

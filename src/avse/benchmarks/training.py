@@ -31,7 +31,7 @@ from avse.losses import CrossViewDecorrelationLoss, InfoNCE, true_matches
 from avse.model import AVSE
 from avse.scoring import aeom
 from avse.texts import text_groups
-from avse.trainer.step import Step
+from avse.trainer.step import Batch, Step
 
 PARTS = ("encode", "step", "compile", "memory")
 FIELDS = {
@@ -261,11 +261,11 @@ def _compile(work: Path, sizes: Sizes, runs: int) -> list[dict[str, Any]]:
     ways: dict[str, _Way] = {}
     first = {}
     for way, compiled in (("without", False), ("torch.compile", True)):
-        taken = _one_step(work, sizes.batch, _config(precision=precision, compile=compiled))
-        started = time.perf_counter()
-        taken()
+        model, step = _trained(work, _config(precision=precision, compile=compiled))
+        batch, started = make_batch(model, sizes.batch), time.perf_counter()
+        step(batch)
         first[way] = time.perf_counter() - started
-        ways[way] = taken
+        ways[way] = lambda step=step, batch=batch: step(batch)  # type: ignore[misc]
     medians = interleaved(ways, runs)
     rows = [_row("compile", way, at, medians[way], medians["without"]) for way in ways]
     rows[1]["note"] = f"its first step took {first['torch.compile'] - first['without']:.0f} s longer: it compiles"
@@ -292,18 +292,18 @@ def _memory(work: Path, sizes: Sizes, threads: int) -> Iterator[dict[str, Any]]:
 def _peak(work: Path, count: int, changes: dict[str, Any]) -> tuple[int, float]:
     """Take a step on so many pairs; return the peak of the process in bytes, and the step's seconds."""
     keep_freed_memory()
-    taken = _one_step(work, count, _config(**changes))
-    started = time.perf_counter()
-    taken()
+    model, step = _trained(work, _config(**changes))
+    step(make_batch(model, 2))  # AdamW's state is there from now on, as in any training
+    batch, started = make_batch(model, count), time.perf_counter()
+    step(batch)
     return peak_bytes(), time.perf_counter() - started
 
 
-def _one_step(work: Path, count: int, config: TrainConfig) -> _Way:
-    """Return what takes a step of so many pairs on a model of its own."""
+def _trained(work: Path, config: TrainConfig) -> tuple[AVSE, Callable[[Batch], object]]:
+    """Return a model and what takes a step on it."""
     model = make_model(work)
-    batch, step = make_batch(model, count), Step(model, config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=0.0, fused=True)
-    return lambda: step(batch, optimizer, 1)
+    step, optimizer = Step(model, config), torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=0.0, fused=True)
+    return model, lambda batch: step(batch, optimizer, 1)
 
 
 def _config(**changes: Any) -> TrainConfig:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import shlex
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +63,6 @@ def run(args: argparse.Namespace) -> int:
     with parallel.main_first():
         for _, folder in members:
             _refuse_to_replace(folder, args)
-    parallel.barrier()
     device = common.device_of(args)
     source, root = str(recipe.data.source), recipe.data.root
     train, val = _train_pairs(recipe), load_dataset(source, root=root, split="val")
@@ -134,12 +132,13 @@ def _train(
         if args.resume and not (out / "checkpoints").exists():
             print(f"avse train: nothing to resume in {out}: starting anew", file=sys.stderr)
         _keep_recipe(recipe, out, args.resume)
-    result = trainer.fit(train, val, out=out, resume=args.resume, facts=facts)
+    result = trainer.fit(train, val, out=out, resume=args.resume, force=args.force, facts=facts)
     if not parallel.is_main():
         return result.finished
     if not result.finished:
-        again = [*sys.argv[1:], *([] if args.resume else ["--resume"])]
-        print(f"stopped, with a checkpoint in {out / 'checkpoints'}; go on with: avse {shlex.join(again)}")
+        again = shlex.join([*sys.argv[1:], *([] if args.resume else ["--resume"])])
+        launcher = "as it was launched: … -m " if parallel.world() > 1 else ""
+        print(f"stopped, with a checkpoint in {out / 'checkpoints'}; go on with: {launcher}avse {again}")
     elif args.json:
         common.emit({"model": str(out / "model"), "best_epoch": result.best_epoch, "val_rsum": result.best_rsum})
     else:
@@ -176,9 +175,6 @@ def _refuse_to_replace(out: Path, args: argparse.Namespace) -> None:
         raise FileExistsError(f"{out} holds a model already; --force trains anew, --resume goes on")
     if (out / "checkpoints").exists() and not (args.force or args.resume):
         raise FileExistsError(f"{out} holds a run that was stopped; --resume goes on, --force trains anew")
-    if args.force and not args.resume:
-        for name in ("model", "checkpoints"):
-            shutil.rmtree(out / name, ignore_errors=True)
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:

@@ -35,7 +35,8 @@ from avse.trainer.step import Batch
 class Fed:
     """A batch, and the states of the generators after it was drawn: plain values and tensors."""
 
-    batch: Batch
+    batch: Batch | None
+    """None: none of its pictures can be read, in this process's share."""
     states: dict[str, Any]
 
 
@@ -44,6 +45,8 @@ class Feed(Protocol):
 
     steps: int
     """Batches an epoch, the same on every process."""
+    unreadable: dict[str, str]
+    """Pictures that could not be decoded since training began or went on, and why: all others were checked before."""
 
     def epoch(self, epoch: int, start: int = 0, states: dict[str, Any] | None = None) -> Iterator[Fed]:
         """Yield an epoch's batches from the `start`-th on, given the states that came with the one before it."""
@@ -55,6 +58,7 @@ class PairFeed:
 
     def __init__(self, train: Inputs, model: AVSE, config: TrainConfig) -> None:
         self.train, self.model, self.config = train, model, config
+        self.unreadable: dict[str, str] = {}
         items = train.dataset.num_images if config.epoch_of == "images" else train.dataset.num_pairs
         self.steps = max(1, math.ceil(items / config.batch_size))
         _refuse_small(items // self.steps)
@@ -99,7 +103,7 @@ class PairFeed:
 class ShardFeed:
     """Batches of tar shards: each process streams its own share, each picture with one random caption of its own.
 
-    Pictures that cannot be decoded are left out of their batch and counted in `unreadable`.
+    Pictures that cannot be decoded are left out of their batch and named in `unreadable`.
     """
 
     def __init__(self, shards: PairShards, model: AVSE, config: TrainConfig, buffer: int) -> None:
@@ -127,7 +131,7 @@ class ShardFeed:
                 batch = self._draw([next(stream) for _ in range(size)], generator, random)
                 yield Fed(batch, _states(generator, random))
 
-    def _draw(self, samples: list[Sample], generator: torch.Generator, random: np.random.Generator) -> Batch:
+    def _draw(self, samples: list[Sample], generator: torch.Generator, random: np.random.Generator) -> Batch | None:
         config, encoder = self.config, self.model.image_encoder
         chosen = [sample.captions[int(random.random() * len(sample.captions))] for sample in samples]
         seeds = _seeds(random, len(samples)) if config.image_augment else [None] * len(samples)
@@ -137,7 +141,7 @@ class ShardFeed:
         good = [i for i, pixels in enumerate(loaded) if not isinstance(pixels, str)]
         self.unreadable.update({samples[i].key: str(why) for i, why in enumerate(loaded) if isinstance(why, str)})
         if not good:
-            raise ImageError(samples[0].key, f"none of {len(samples)} pictures of a batch can be read: {loaded[0]}")
+            return None
         tokens = self.model.text_encoder.tokenize([chosen[i] for i in good])
         if config.word_augment:
             tokens = self.model.text_encoder.augment(tokens.input_ids, tokens.attention_mask, generator)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,11 +28,11 @@ from avse.inputs import Inputs, open_inputs
 from avse.metrics import RetrievalReport
 from avse.model import AVSE
 from avse.plots import draw_curves
-from avse.sampling import mean_overlap
 from avse.trainer.board import Board
+from avse.trainer.facts import described, figures, identity_of, views_overlap
 from avse.trainer.feed import Fed, Feed, PairFeed, ShardFeed, augmentation
 from avse.trainer.random import set_random_states
-from avse.trainer.record import HISTORY, RunRecord
+from avse.trainer.record import HISTORY, MODEL, RunRecord
 from avse.trainer.schedule import epoch_seed, hold_encoders, parameter_groups, rate_factor, set_rates
 from avse.trainer.state import Checkpoints, Progress, Signals, TrainingError, load_trained, trained_state
 from avse.trainer.step import Step
@@ -40,9 +41,7 @@ from avse.trainer.watch import CollapseWatch, NanPolicy
 
 log = logging.getLogger(__name__)
 
-SMALL_VALIDATION = 50
-ALIKE = {"checkpoint_minutes", "tensorboard", "workers"}
-"""Settings that change no result: a training may go on with others."""
+CURVES = "curves.png"
 
 
 class _StoppedError(Exception):
@@ -104,6 +103,7 @@ class Trainer:
         out: str | Path | None = None,
         resume: bool = False,
         on_epoch: Callable[[dict[str, Any]], None] | None = None,
+        force: bool = False,
         facts: dict[str, Any] | None = None,
         save_model: bool = True,
     ) -> TrainResult:
@@ -115,46 +115,37 @@ class Trainer:
             out: folder for model/ (the best epoch), checkpoints/, history.json, curves.png and run.json.
             resume: go on from the newest whole checkpoint of `out`, if there is one.
             on_epoch: called with each new entry of the history.
+            force: replace a training that `out` holds.
             facts: further entries of run.json.
             save_model: write model/ at the end.
 
         Raises:
-            TrainingError: too few pairs, non-finite losses in a row, or a checkpoint of other settings or data.
+            TrainingError: too few pairs, a test split that would select, non-finite losses in a row, a checkpoint of
+                other settings or data, or another training in `out`.
+            FileExistsError: `out` holds a training, and neither `resume` nor `force` says what to do with it.
             OSError: a checkpoint could not be written; the one before it is whole.
         """
-        parallel.broadcast_parameters(self.model)
-        self._open(train, val)
-        config = self.config
-        groups = parameter_groups(self.model, self.step.infonce, config)
-        self.optimizer = torch.optim.AdamW(groups, fused=True)
-        self.state = Progress()
-        self.states: dict[str, Any] = {}
-        self.best: dict[str, torch.Tensor] = {}
-        self.identity = self._identity()
-        self.folder = Path(out) if out is not None else None
-        self.checkpoints = None if self.folder is None else Checkpoints(self.folder, self.identity)
+        self.folder, self.signals = Path(out) if out is not None else None, Signals()
         self.save_model = save_model
-        self.signals, self.saved, self.nan = Signals(), time.monotonic(), NanPolicy(config.max_nan_steps)
-        self.watch = CollapseWatch(
-            margin=config.margin,
-            score_scale=self.model.num_text_blocks if config.score_scale == "sum" else 1,
-            steps_an_epoch=self.feed.steps,
-            fallback=config.on_collapse == "all_negatives",
-        )
-        if self.checkpoints is not None and not (resume and self._resume(self.checkpoints)):
-            self.checkpoints.clear()
-        folder = self.folder if parallel.is_main() else None
-        self.record = RunRecord(folder, self._described(facts or {}), step=self.state.step, resume=resume)
         with contextlib.ExitStack() as stack:
             if self.folder is not None:
                 stack.enter_context(self.signals.heard())
+            stack.callback(hold_encoders, self.model, False)
+            hold_encoders(self.model, False)  # a training that another one follows may have held them
+            parallel.broadcast_parameters(self.model)
+            self._open(train, val)
+            self._prepare(stack, resume, force)
+            folder = self.folder if parallel.is_main() else None
+            known = described(self.model, self.config, self.train, self.val, self.feed.steps)
+            known = {"identity": self.identity, **known, **(facts or {})}
+            self.record = RunRecord(folder, known, step=self.state.step, resume=resume)
             stack.enter_context(self.record)
             self.table = stack.enter_context(
                 Table(
                     self.total,
                     self.state.step,
                     self.progress and parallel.is_main(),
-                    epochs=config.epochs,
+                    epochs=self.config.epochs,
                     history=self.state.history,
                     device=str(self.model.device),
                 )
@@ -182,6 +173,13 @@ class Trainer:
         else:
             self.feed = PairFeed(self.train, model, config)
         self.val = self._inputs(val, augmented=False)
+        if self.val.dataset.split == "test":
+            raise TrainingError("the test split must not choose the epoch: give the validation split as val")
+        if (
+            not isinstance(self.train, PairShards)
+            and self.train.dataset.fingerprint() == self.val.dataset.fingerprint()
+        ):
+            raise TrainingError("the same pairs would train and choose the epoch: give the validation split as val")
         self.total = config.epochs * self.feed.steps
 
     def _inputs(self, data: PairDataset | Inputs, augmented: bool) -> Inputs:
@@ -191,90 +189,46 @@ class Trainer:
         with parallel.main_first() if self.cache else contextlib.nullcontext():
             return open_inputs(self.model, data, cache=self.cache, workers=self.config.workers, augment=change)
 
-    def _identity(self) -> dict[str, Any]:
-        """Return what must be the same when a training goes on."""
-        model, train, val = self.model, self.train, self.val
-        if isinstance(train, PairShards):  # which sample comes when depends on how many read
-            readers = {"processes": parallel.world(), "readers": self.config.workers, "buffer": self.shuffle_buffer}
-            data = {"train": train.fingerprint(), **readers}
-            pictures = [val.images.content]
-        else:
-            data, pictures = {"train": train.dataset.fingerprint()}, [train.images.content, val.images.content]
-        return {
-            "config": self.config.model_dump(mode="json", exclude=ALIKE),
-            "model": model.config.model_dump(mode="json"),
-            "init_from": model.facts.get("init_from"),
-            **data,
-            "val": val.dataset.fingerprint(),
-            "pictures": pictures,
-            "encoders": [
-                encoder.fingerprint() if encoder.frozen else encoder.describe()
-                for encoder in (model.image_encoder, model.text_encoder)
-            ],
-        }
-
-    def _described(self, facts: dict[str, Any]) -> dict[str, Any]:
-        """Return what run.json says from the start; tell of it what somebody who waits should know."""
-        config, model, train, val = self.config, self.model, self.train, self.val
-        streamed = isinstance(train, PairShards)
-        images = train.num_images if isinstance(train, PairShards) else train.dataset.num_images
-        counts = {
-            "train": {"images": images},
-            "val": {"images": val.dataset.num_images, "pairs": val.dataset.num_pairs},
-        }
-        skipped = list(val.skipped)
-        if not isinstance(train, PairShards):
-            counts["train"]["pairs"] = train.dataset.num_pairs
-            skipped = [*train.skipped, *skipped]
-        told = "streamed from shards" if streamed else f"and {counts['train']['pairs']} captions"
-        log.info("%d steps an epoch of %d pictures %s", self.feed.steps, images, told)
-        views: dict[str, Any] = {"views": model.config.num_views}
-        if model.config.num_views > 1 and (overlap := self._overlap()) is not None:
-            views["views_overlap"] = overlap
-            log.info("two views of a picture share %.0f %% of their cells", 100 * overlap)
-        if config.decorrelation_weight and model.config.num_views > 1:
-            size = min(config.batch_size, images)
-            views["decorrelation_floor"] = self.step.decorrelation.floor(size, model.config.embed_dim)
-            log.info("L_reg cannot fall below %.4f in batches of %d", views["decorrelation_floor"], size)
-        if val.dataset.num_images < SMALL_VALIDATION:
-            log.warning(
-                "only %d validation pictures choose the epoch: the choice is mostly chance below some %d",
-                val.dataset.num_images,
-                SMALL_VALIDATION,
-            )
-        return {
-            "identity": self.identity,
-            "steps_an_epoch": self.feed.steps,
-            **views,
-            "data": counts,
-            "skipped": [[skip.name, skip.reason] for skip in skipped],
-            "device": str(model.device),
-            "processes": parallel.world(),
-            "checkpoint_minutes": config.checkpoint_minutes,
-            **facts,
-        }
-
-    def _overlap(self) -> float | None:
-        """Measure what two training views share: over drawn ones, or over the first pictures where they are learnt."""
-        encoder, groups = self.model.image_encoder, self.model.groups
-        cells = encoder.grid[0] * encoder.grid[1]
-        if groups is None:
-            drawn = self.model.sampling.train()(encoder.grid, 256, torch.Generator().manual_seed(0))
-            return round(mean_overlap(drawn, cells), 4)
-        if isinstance(self.train, PairShards):
-            return None
-        self.model.eval()
-        groups.train()
-        with torch.inference_mode():
-            seen = self.train.images.batch(range(min(64, self.train.dataset.num_images))).to(self.model.device)
-            tokens = encoder(seen) if seen.ndim == 4 else seen
-            return round(mean_overlap(groups(tokens[:, encoder.num_prefix :])[0].cpu(), cells), 4)
-
     def _board(self) -> Any:
         """TensorBoard's curves, where they are asked for and there is a folder."""
         if not self.config.tensorboard or self.folder is None or not parallel.is_main():
             return contextlib.nullcontext()
         return Board(self.folder / "tensorboard", self.state.step)
+
+    def _prepare(self, stack: contextlib.ExitStack, resume: bool, force: bool) -> None:
+        """Make optimiser, state and watch, and take up or clear what lies in the run's folder."""
+        config = self.config
+        groups = parameter_groups(self.model, self.step.infonce, config)
+        self.optimizer = torch.optim.AdamW(groups, fused=True)
+        self.state = Progress()
+        self.states: dict[str, Any] = {}
+        self.best: dict[str, torch.Tensor] = {}
+        self.identity = identity_of(self.model, config, self.train, self.val, self.shuffle_buffer)
+        self.saved, self.nan = time.monotonic(), NanPolicy(config.max_nan_steps)
+        self.watch = CollapseWatch(
+            margin=config.margin,
+            score_scale=self.model.num_text_blocks if config.score_scale == "sum" else 1,
+            steps_an_epoch=self.feed.steps,
+            fallback=config.on_collapse == "all_negatives",
+        )
+        self.checkpoints = None if self.folder is None else Checkpoints(self.folder, self.identity)
+        if self.folder is None or self.checkpoints is None:
+            return
+        stack.enter_context(self.checkpoints.owned())
+        if resume and (found := self.checkpoints.load(self.model, self.step, self.optimizer)):
+            self.state, self.states = found
+            self.watch.load(self.state.watch["collapse"])
+            self.nan.load(self.state.watch["nan"])
+            return
+        with parallel.main_first():
+            if not force and (self.checkpoints.there or (self.folder / MODEL).exists()):
+                way = "and no checkpoint to go on from" if resume else "already: resume goes on with it"
+                raise FileExistsError(f"{self.folder} holds a training {way}; force (--force) replaces it")
+        self.checkpoints.clear()
+        if parallel.is_main():
+            shutil.rmtree(self.folder / MODEL, ignore_errors=True)
+            for name in (HISTORY, CURVES):
+                (self.folder / name).unlink(missing_ok=True)
 
     # Epochs and steps.
     def _epochs(self, on_epoch: Callable[[dict[str, Any]], None] | None) -> bool:
@@ -296,7 +250,8 @@ class Trainer:
 
     def _over(self) -> bool:
         state, patience = self.state, self.config.patience
-        if patience is not None and state.epoch - 1 - state.best_epoch >= patience and state.epoch:
+        rsums = [entry["val"]["rsum"] for entry in state.history]
+        if patience is not None and rsums and len(rsums) - 1 - rsums.index(max(rsums)) >= patience:
             log.info("no better validation rSum in %d epochs: stopped after %d", patience, state.epoch)
             return True
         return state.epoch >= self.config.epochs
@@ -313,7 +268,8 @@ class Trainer:
             set_random_states(states["random"])
         self.model.train()
         hold_encoders(self.model, epoch < config.frozen_epochs)
-        feed = ahead(self.feed.epoch(epoch, state.batches, states.get("feed")))
+        self._stop_if_asked(states.get("feed"))
+        feed = ahead(self.feed.epoch(epoch, state.batches, states.get("feed")), depth=1)
         with contextlib.closing(feed):
             while True:
                 started = time.perf_counter()
@@ -335,7 +291,11 @@ class Trainer:
         set_rates(self.optimizer, rate_factor(config, state.step, self.total, epoch))
         hardest = epoch >= config.hard_negative_start_epoch and not self.watch.all_negatives
         self.step.hinge.hardest = hardest
-        parts = self.step(fed.batch.to(self.model.device), self.optimizer, epoch)
+        unread = isinstance(self.feed, ShardFeed) and parallel.any_rank(fed.batch is None)
+        if fed.batch is None or unread:
+            parts: dict[str, float] | None = {"left_out": 1.0}
+        else:
+            parts = self.step(fed.batch.to(self.model.device), self.optimizer, epoch)
         state.step, state.batches = state.step + 1, state.batches + 1
         if not self.nan.may_go_on(parts is not None):
             raise TrainingError(self.nan.message(epoch, state.step, config.lr, config.encoder_lr))
@@ -362,17 +322,27 @@ class Trainer:
         """Warn of a collapse, and remember it for the epoch's entry."""
         if message is not None:
             self.state.collapse = message
+            self._note(message)
+
+    def _note(self, message: str) -> None:
+        """Warn, above the bar where there is one."""
+        if parallel.is_main():
             (self.table.note if self.progress else log.warning)(message)
 
     def _save_if_due(self, feed_states: dict[str, Any]) -> None:
         """Write a checkpoint when it is time, or when a signal asks for an end, and then end."""
         if self.checkpoints is None:
             return
-        asked = parallel.any_rank(self.signals.asked)
-        if asked or parallel.any_rank(time.monotonic() - self.saved >= 60 * self.config.checkpoint_minutes):
+        due = time.monotonic() - self.saved >= 60 * self.config.checkpoint_minutes
+        if parallel.any_rank(due or self.signals.asked) and not self._stop_if_asked(feed_states):
             self._save(feed_states)
-        if asked:
+
+    def _stop_if_asked(self, feed_states: dict[str, Any] | None) -> bool:
+        """End after a checkpoint where a signal asked for it, in whichever process; False: none did."""
+        if self.checkpoints is not None and parallel.any_rank(self.signals.asked):
+            self._save(feed_states)
             raise _StoppedError
+        return False
 
     # Validation, checkpoints.
     def _validate(self) -> RetrievalReport:
@@ -381,9 +351,7 @@ class Trainer:
         precision: Precision = "fp32" if self.config.precision == "fp32" else "auto"
 
         def tick(done: int) -> None:
-            if self.checkpoints is not None and parallel.any_rank(self.signals.asked):
-                self._save(None)
-                raise _StoppedError
+            self._stop_if_asked(None)
 
         tick(0)
         alone = parallel.world() == 1  # else the processes have not equally many batches to ask each other after
@@ -423,7 +391,7 @@ class Trainer:
             "without_negatives": state.counts.get("left_out", 0),
             "frozen": epoch < config.frozen_epochs,
             "collapse": state.collapse,
-            "val": _figures(report),
+            "val": figures(report),
         }
 
     def _keep(self, entry: dict[str, Any], rsum: float) -> None:
@@ -432,7 +400,7 @@ class Trainer:
         if rsum >= state.best_rsum:
             state.best_rsum, state.best_epoch = rsum, entry["epoch"]
             if self.checkpoints is None:
-                self.best = trained_state(self.model, self.step)
+                self.best = {name: value.clone() for name, value in trained_state(self.model, self.step).items()}
             else:
                 self.checkpoints.keep_best(entry["epoch"], self.model, self.step)
         state.history.append(entry)
@@ -445,55 +413,48 @@ class Trainer:
         assert self.checkpoints is not None and self.folder is not None
         state, started = self.state, time.perf_counter()
         state.watch = {"collapse": self.watch.state(), "nan": self.nan.state()}
+        news = {key: why for part in parallel.gather_objects(self.feed.unreadable) for key, why in part.items()}
+        if news := {key: why for key, why in news.items() if key not in state.unreadable}:
+            key, why = next(iter(news.items()))
+            self._note(f"{len(news)} pictures of the shards cannot be read and are left out, such as {key}: {why}")
+            state.unreadable.update(news)
         self.checkpoints.save(state, self.model, self.step, self.optimizer, feed_states)
         state.seconds["save"] += time.perf_counter() - started
         self.saved = time.monotonic()
-        if parallel.is_main():
-            files.write_json(self.folder / HISTORY, state.history)
-        self._record_progress()
+        try:
+            if parallel.is_main():
+                files.write_json(self.folder / HISTORY, state.history)
+            self._record_progress()
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{error}; the checkpoint of step {state.step} is written: make room and go on with --resume",
+            ) from error
 
     def _record_progress(self, **facts: Any) -> None:
         state = self.state
-        self.record.update(
-            state.step, seconds=state.seconds, history=state.history, best_epoch=state.best_epoch, **facts
-        )
-
-    def _resume(self, checkpoints: Checkpoints) -> bool:
-        """Go on from the newest whole checkpoint; False where there is none."""
-        found = checkpoints.load(self.model, self.step, self.optimizer)
-        if found is None:
-            return False
-        self.state, self.states = found
-        self.watch.load(self.state.watch["collapse"])
-        self.nan.load(self.state.watch["nan"])
-        return True
+        if state.unreadable:
+            facts["unreadable"] = state.unreadable
+        told: dict[str, Any] = {"seconds": state.seconds, "history": state.history, "best_epoch": state.best_epoch}
+        self.record.update(state.step, **told, **facts)
 
     def _finish(self) -> None:
         """Take the best epoch's weights, and write what a user of the run's folder looks for."""
         state = self.state
         with parallel.main_first():
-            best = self.best if self.checkpoints is None else self.checkpoints.best(state.best_epoch)
-        load_trained(self.model, self.step, best)
+            if self.checkpoints is None:
+                load_trained(self.model, self.step, self.best)
+            elif parallel.is_main():
+                load_trained(self.model, self.step, self.checkpoints.best(state.best_epoch))
+        parallel.broadcast_parameters(self.model)
         facts: dict[str, Any] = {}
         if self.model.groups is not None:
-            facts["views_overlap"] = self._overlap()
+            facts["views_overlap"] = views_overlap(self.model, self.train)
         self.model.eval()
         if self.folder is None or not parallel.is_main():
             return
         if self.save_model:
-            self.model.save_pretrained(self.folder / "model", force=True, extra={"seed": self.config.seed})
+            self.model.save_pretrained(self.folder / MODEL, force=True, extra={"seed": self.config.seed})
         files.write_json(self.folder / HISTORY, state.history)
-        draw_curves({"": state.history}, self.folder / "curves.png")
-        if isinstance(self.feed, ShardFeed):
-            facts["unreadable"] = self.feed.unreadable
+        draw_curves({"": state.history}, self.folder / CURVES)
         self._record_progress(**facts)
-
-
-def _figures(report: RetrievalReport) -> dict[str, Any]:
-    aware = report.duplicate_aware
-    return {
-        "rsum": report.rsum,
-        "i2t": {f"r{k}": value for k, value in report.i2t.recalls.items()},
-        "t2i": {f"r{k}": value for k, value in report.t2i.recalls.items()},
-        "duplicate_aware_rsum": aware.rsum if aware else None,
-    }

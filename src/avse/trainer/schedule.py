@@ -37,6 +37,7 @@ def hold_encoders(model: AVSE, held: bool) -> None:
     for encoder in trained_encoders(model):
         for parameter in encoder.trainable():
             parameter.requires_grad_(not held)
+            parameter.grad = None
         if held:
             encoder.eval()
 

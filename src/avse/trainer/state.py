@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 
 from avse import checkpoint, files, parallel
+from avse.index.contract import StoreError
+from avse.index.lock import OwnerLock
 from avse.model import AVSE
 from avse.trainer.random import random_states
 from avse.trainer.record import CHECKPOINTS
@@ -57,6 +59,8 @@ class Progress:
     best_rsum: float = -math.inf
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "validate": 0.0, "wait": 0.0, "save": 0.0})
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """Pictures of shards that could not be decoded, and why."""
     watch: dict[str, Any] = field(default_factory=dict)
     """State of the watch over collapse and of the policy on losses that are not finite."""
 
@@ -76,7 +80,7 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of one run.
+    """The checkpoints of one run; one training at a time owns them.
 
     Args:
         folder: of the run.
@@ -85,12 +89,44 @@ class Checkpoints:
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
         self.folder, self.identity = folder / CHECKPOINTS, identity
+        self.lock = OwnerLock(self.folder)
+
+    @contextlib.contextmanager
+    def owned(self) -> Iterator[None]:
+        """Keep other trainings out, and put right what a kill left: half written folders, half done replacements.
+
+        Raises:
+            TrainingError: another training owns them.
+        """
+        with parallel.main_first():
+            if parallel.is_main():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                try:
+                    self.lock.acquire()
+                except StoreError as error:
+                    raise TrainingError(
+                        f"{self.folder.parent} belongs to a training that runs now, or cannot be written: name another "
+                        f"--out, or wait for it ({error})"
+                    ) from error
+                for left in self.folder.glob(".*.former"):
+                    checkpoint.recover(self.folder / left.name[1 : -len(".former")])
+                for left in (*self.folder.glob(".*.tmp"), *self.folder.glob(".*.former")):
+                    shutil.rmtree(left, ignore_errors=True)
+        try:
+            yield
+        finally:
+            self.lock.release()
+
+    @property
+    def there(self) -> bool:
+        """Whether there is a checkpoint, whole or not."""
+        return bool(self._newest_first())
 
     def clear(self) -> None:
-        """Remove the checkpoints of a former training, which a new one would take for its own."""
+        """Remove those of a former training, which a new one would take for its own."""
         if parallel.is_main():
-            shutil.rmtree(self.folder, ignore_errors=True)
-        parallel.barrier()
+            for old in (*self._newest_first(), *self.folder.glob("best-*"), *self.folder.glob("damaged-*")):
+                shutil.rmtree(old, ignore_errors=True)
 
     def save(self, progress: Progress, model: AVSE, step: Step, optimizer: torch.optim.Optimizer, feed: Any) -> None:
         """Write checkpoints/step-N; every process calls it, the first one writes.
@@ -106,11 +142,16 @@ class Checkpoints:
             checkpoint.save_state(target / checkpoint.STATE, training)
             files.write_text(target / PROGRESS, progress.to_json())
 
-        self._write(f"step-{progress.step:08d}", fill, {"step": progress.step, "processes": parallel.world()})
+        facts = {"step": progress.step, "best_epoch": progress.best_epoch, "processes": parallel.world()}
+        self._write(f"step-{progress.step:08d}", fill, facts)
         if parallel.is_main():
-            best = self._best_name(progress.best_epoch)
-            for old in [*self._newest_first()[KEPT:], *(p for p in self.folder.glob("best-*") if p.name != best)]:
+            for old in self._newest_first()[KEPT:]:
                 shutil.rmtree(old, ignore_errors=True)
+            manifests = (json.loads((kept / files.MANIFEST).read_text("utf-8")) for kept in self._newest_first())
+            named = {self._best_name(manifest["best_epoch"]) for manifest in manifests}
+            for best in self.folder.glob("best-*"):
+                if best.name not in named:
+                    shutil.rmtree(best, ignore_errors=True)
 
     def keep_best(self, epoch: int, model: AVSE, step: Step) -> None:
         """Write checkpoints/best-E, before any checkpoint that names it; errors as in `save`."""
@@ -128,65 +169,70 @@ class Checkpoints:
                 checkpoint.write_folder(self.folder / name, fill, {"identity": self.identity, **facts})
             except OSError as refused:
                 error = refused
-        if parallel.any_rank(error is not None):
+        if told := parallel.broadcast_object(str(error or "")):
             kept = self._newest_first()
-            out = f"{kept[0]} is whole: make room and go on with --resume" if kept else "there is none before it"
-            raise OSError(
-                getattr(error, "errno", None), f"{self.folder / name} could not be written ({error}); {out}"
-            ) from error
+            out = f"{kept[0]} is whole: make room and go on with --resume" if kept else "make room and start again"
+            raise OSError(getattr(error, "errno", None), f"{self.folder / name} could not be written ({told}); {out}")
 
     def best(self, epoch: int) -> dict[str, Tensor]:
         """Read the best epoch's weights; ManifestError where they are damaged."""
-        folder = checkpoint.recover(self.folder / self._best_name(epoch))
+        folder = self.folder / self._best_name(epoch)
         files.verify_manifest(folder)
         return checkpoint.load_tensors(folder / WEIGHTS)
 
     def load(self, model: AVSE, step: Step, optimizer: torch.optim.Optimizer) -> tuple[Progress, dict[str, Any]] | None:
-        """Take up the newest whole checkpoint; None where there is none.
+        """Take up the newest whole checkpoint, which the first process finds; None where there is none.
+
+        A damaged one is named and put aside, and the one before it is taken.
 
         Returns:
             Progress, and this process's states of the `feed` and of dropout (`random`; None: other processes wrote it).
 
-        A damaged one is named, and the one before it is taken.
-
         Raises:
-            TrainingError: it is of other settings or data, or the only ones there are damaged.
+            TrainingError: it is of other settings or data, all are damaged, or one process does not see it.
         """
-        found, manifest = self._whole()
-        if found is None:
+        with parallel.main_first():
+            name = self._find() if parallel.is_main() else None
+        name = parallel.broadcast_object(name)
+        if name is None:
             return None
-        self._compare(found, manifest["identity"])
+        found = self.folder / name
+        if parallel.any_rank(not (found / files.MANIFEST).is_file()):
+            raise TrainingError(f"{found} is not there for every process: --out must lie on a disk that all share")
         load_trained(model, step, checkpoint.load_tensors(found / WEIGHTS))
         state = checkpoint.load_state(found / checkpoint.STATE)
         optimizer.load_state_dict(state["optimizer"])
         step.scaler.load_state_dict(state["scaler"])
         progress = Progress.from_json((found / PROGRESS).read_text("utf-8"))
-        then, now = manifest["processes"], parallel.world()
-        if then != now:
-            log.warning(
-                "%s was written by %d processes, there are %d: the batches are the same, dropout is not",
-                found,
-                then,
-                now,
-            )
-            own = {**state["ranks"][0], "random": None}
-        else:
-            own = state["ranks"][parallel.rank()]
-        return progress, own
+        then, now = len(state["ranks"]), parallel.world()
+        if then == now:
+            return progress, state["ranks"][parallel.rank()]
+        log.warning(
+            "%s was written by %d processes, there are %d: the batches are the same, dropout is not", found, then, now
+        )
+        return progress, {**state["ranks"][0], "random": None}
 
-    def _whole(self) -> tuple[Path | None, dict[str, Any]]:
-        damaged: list[str] = []
+    def _find(self) -> str | None:
+        """Return the name of the newest whole checkpoint, and put aside what would be in its way."""
+        damaged: list[Path] = []
+        why = ""
         for folder in self._newest_first():
             try:
-                return folder, files.verify_manifest(folder)
+                manifest = files.verify_manifest(folder)
             except files.ManifestError as error:
+                why = why or str(error)
                 log.warning("checkpoint damaged: %s; looking for the one before it", error)
-                damaged.append(str(error))
+                damaged.append(folder)
+                continue
+            self._compare(folder, manifest["identity"])
+            for bad in damaged:
+                bad.rename(bad.with_name(f"damaged-{bad.name}"))
+            return folder.name
         if damaged:
             raise TrainingError(
-                f"no checkpoint in {self.folder} is whole: {damaged[0]}; start anew with --force or in another --out"
+                f"no checkpoint in {self.folder} is whole: {why}; start anew with --force or in another --out"
             )
-        return None, {}
+        return None
 
     def _compare(self, folder: Path, identity: dict[str, Any]) -> None:
         for key, value in json.loads(json.dumps(self.identity)).items():
@@ -205,15 +251,15 @@ class Checkpoints:
 
 
 def trained_state(model: AVSE, step: Step) -> dict[str, Tensor]:
-    """Copy weights and statistics that training changes: a frozen encoder's are not repeated in every checkpoint."""
+    """Return weights and statistics that training changes: a frozen encoder's are not repeated in every checkpoint."""
     frozen = [name for name in ("image_encoder", "text_encoder") if getattr(model, name).frozen]
     tensors = {f"model.{n}": v for n, v in model.state_dict().items() if n.split(".")[0] not in frozen}
     tensors |= {f"infonce.{n}": v for n, v in step.infonce.state_dict().items()}
-    return {name: value.detach().cpu().clone() for name, value in tensors.items()}
+    return {name: value.detach().cpu() for name, value in tensors.items()}
 
 
 def load_trained(model: AVSE, step: Step, tensors: dict[str, Tensor]) -> None:
-    """Load what `trained_state` copied."""
+    """Load what `trained_state` returned."""
     for name, module in (("model.", model), ("infonce.", step.infonce)):
         own = {key[len(name) :]: value for key, value in tensors.items() if key.startswith(name)}
         module.load_state_dict(own, strict=name != "model.")

@@ -94,7 +94,7 @@ class Step:
             statistics are then as before.
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=self.config.chunk_size is None)
         buffers = {name: value.clone() for name, value in self.model.named_buffers()}
         parts = self.backward(batch, epoch)
         if parts is None or parts.pop("left_out"):
@@ -120,14 +120,25 @@ class Step:
         Returns:
             Parts of the loss, tensors; None when the loss is not finite, and then nothing was added.
         """
-        model, config = self.model, self.config
-        if not model.config.masked_batch_norm:
+        if self.config.chunk_size:
+            self._make_room()
+        if not self.model.config.masked_batch_norm:
             batch = _padded_alike(batch)
         images, texts = self._image_tokens(batch), self._text_tokens(batch)
+        parts = self._through_heads(batch, images.values, texts.values, epoch)
+        if parts is not None and not parts["left_out"]:
+            for tokens in (images, texts):  # the heads' graph, which held the tokens, is gone
+                tokens.backward()
+            parallel.average_gradients([*self.model.parameters(), *self.infonce.parameters()])
+        return parts
+
+    def _through_heads(self, batch: Batch, images: Tensor, texts: Tensor, epoch: int) -> dict[str, Any] | None:
+        """Take the loss on the tokens of the whole batch, and go back to them."""
+        model, config = self.model, self.config
         with self.autocast():
-            views = model.pool_views(images.values, batch.seen, batch.views)
+            views = model.pool_views(images, batch.seen, batch.views)
             image_blocks = unit_blocks(model.unit_views(views), model.block_width)
-            text_blocks = model.embed_token_features(texts.values, batch.mask[:, : texts.values.shape[1]])
+            text_blocks = model.embed_token_features(texts, batch.mask[:, : texts.shape[1]])
         pairs = parallel.gather_objects((batch.image_ids, batch.captions))
         ids, captions = [i for part in pairs for i in part[0]], [text for part in pairs for text in part[1]]
         matches = true_matches(ids, captions).to(model.device)
@@ -145,9 +156,6 @@ class Step:
         left_out = bool(matches.all())
         if not left_out:
             torch.autograd.backward(self.scaler.scale(loss))
-            for tokens in (images, texts):
-                tokens.backward()
-            parallel.average_gradients([*model.parameters(), *self.infonce.parameters()])
         with torch.no_grad():
             watched = {
                 "violations": violation_rate(scores, matches, config.margin),
@@ -156,6 +164,17 @@ class Step:
             }
         parts = {"loss": loss.detach(), "matching": matching.detach(), "decorrelation": regular.detach()}
         return {**parts, **watched, "pairs": scores.new_tensor(len(ids)), "left_out": left_out}
+
+    def _make_room(self) -> None:
+        """Let the encoders' gradients have their places before the chunks come.
+
+        Among a chunk's activations, which are freed around them, they would cut the memory into pieces that the next
+        chunk does not fit into.
+        """
+        for encoder in trained_encoders(self.model):
+            for parameter in encoder.trainable():
+                if parameter.requires_grad and parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
 
     def matching(self, scores: Tensor, matches: Tensor, epoch: int) -> Tensor:
         """L_m of this epoch: InfoNCE, or hinge with all negatives or (`hinge.hardest`) each query's hardest."""

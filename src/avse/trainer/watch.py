@@ -101,10 +101,10 @@ class CollapseWatch:
         lowest, side = min((spread_images, "images"), (spread_texts, "texts"))
         seen = f"spread of the {side} {lowest:.2g} (limit {NO_SPREAD:g}: all are nearly one vector)"
         collapsed = lowest < NO_SPREAD
-        if hinge is not None and hardest:
+        if hinge is not None and hardest and self.margin:
             plateau = 2 * batch_size * self.margin
             # Scores that are all the same give exactly the plateau. One batch is noisy, ten are not.
-            excess = (hinge / plateau - 1) / self.score_scale if plateau else math.inf
+            excess = (hinge / plateau - 1) / self.score_scale
             self._excess = excess if math.isnan(self._excess) else 0.9 * self._excess + 0.1 * excess
             if abs(self._excess) < TOLERANCE and lowest < LOW_SPREAD:
                 collapsed = True
@@ -195,7 +195,8 @@ class NanPolicy:
         """Say at which step (counted from 1) of which epoch (from 0) it ended, and what to change."""
         return (
             f"loss or gradient not finite in {self.in_a_row} steps in a row (epoch {epoch}, step {step}); lower "
-            f"train.lr ({lr:g}) or train.encoder_lr ({encoder_lr:g}), or use fp32"
+            f"train.lr ({lr:g}) or train.encoder_lr ({encoder_lr:g}), use fp32; then "
+            "start anew (--force, or another --out)"
         )
 
     def state(self) -> dict[str, int]:
