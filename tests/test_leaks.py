@@ -321,9 +321,10 @@ def test_the_message_and_what_is_left(train):
     leaks += [Leak("3.jpg", "x.jpg", "test", "same file", 0), Leak("0.jpg", "y.jpg", "test", "same file", 0)]
     said = describe(leaks)
     assert said.startswith("4 training pictures stand in another split too: 3 in val (near-identical), 2 in test (same")
-    assert "0.jpg is 0.png of val (near-identical, distance 7); 1.jpg is" in said and "x.jpg" not in said
-    assert "--set data.leaks=drop" in said and "data.leaks=ignore" in said and "; and 2 more. Figures" in said
+    assert "\n  0.jpg is 0.png of val (near-identical, distance 7)\n  1.jpg is" in said and "x.jpg" not in said
+    assert "--set data.leaks=drop" in said and "data.leaks=ignore" in said and "\n  and 2 more\nfigures" in said
     assert describe(leaks[:1]).startswith("1 training picture stands in") and " more" not in describe(leaks[:1])
+    assert describe(leaks, left_out=True).endswith("\nthey are left out of training")
     left = drop(train, leaks)
     assert left.image_ids == train.image_ids[4:] and left.captions == train.captions[4:]
     assert drop(train, ()).image_ids == train.image_ids

@@ -230,6 +230,15 @@ class TrainConfig(Section):
     """Threads that decode pictures."""
     seed: int = Field(0, ge=0)
 
+    @model_validator(mode="after")
+    def _colours_are_of_pictures(self) -> TrainConfig:
+        if self.color_augment and not self.image_augment:
+            raise ValueError(
+                f"color_augment {self.color_augment:g} changes pictures that are read anew each time: set "
+                "train.image_augment=true too, or color_augment=0"
+            )
+        return self
+
 
 class Recipe(Section):
     """A whole experiment: settings, where they come from, and what the literature reports for it."""

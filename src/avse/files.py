@@ -162,6 +162,22 @@ def find_damages(folder: str | Path) -> Iterator[ManifestError]:
             yield ManifestError(path, f"sha256 {facts['sha256']}", f"sha256 {digest}")
 
 
+def is_locked(path: str | Path) -> bool:
+    """Tell whether a living process of this machine holds a lock on a file; True where the system cannot say."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        with open(path, "rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def sync_folder(folder: str | Path) -> None:
     """Flush the folder's own entries (names, renames) to the disk where the system can."""
     if os.name == "posix":

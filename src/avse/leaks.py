@@ -102,21 +102,28 @@ def find_leaks(
     return tuple(leaks[i] for i in range(train.num_images) for leaks in found if i in leaks)
 
 
-def describe(leaks: Sequence[Leak]) -> str:
-    """Return one message on at least one leak: how many of which kind, the first three by name, and the way out."""
+def describe(leaks: Sequence[Leak], left_out: bool = False) -> str:
+    """Return some lines on at least one leak: how many of which kind, the first three by name, and the way out.
+
+    Args:
+        leaks: What `find_leaks` found.
+        left_out: They are left out of training.
+    """
     pictures = len({leak.image_id for leak in leaks})
     counts = Counter((leak.split, leak.kind) for leak in leaks)
     told = ", ".join(f"{count:,} in {split} ({kind})" for (split, kind), count in counts.items())
-    first = "; ".join(
-        f"{leak.image_id} is {leak.twin_id} of {leak.split} ({leak.kind}, distance {leak.distance})"
-        for leak in leaks[:3]
-    )
-    more = f"; and {len(leaks) - 3:,} more" if len(leaks) > 3 else ""
-    return (
-        f"{pictures:,} training picture{'s stand' if pictures != 1 else ' stands'} in another split too: {told}; "
-        f"{first}{more}. Figures there promise too much: --set data.leaks=drop leaves them out of training, "
+    out = (
+        "they are left out of training"
+        if left_out
+        else "figures there promise too much; --set data.leaks=drop leaves them out of training, "
         "--set data.leaks=ignore does not look, if they are meant so"
     )
+    lines = [f"{pictures:,} training picture{'s stand' if pictures != 1 else ' stands'} in another split too: {told}"]
+    lines += [
+        f"  {leak.image_id} is {leak.twin_id} of {leak.split} ({leak.kind}, distance {leak.distance})"
+        for leak in leaks[:3]
+    ]
+    return "\n".join([*lines, *([f"  and {len(leaks) - 3:,} more"] if len(leaks) > 3 else []), out])
 
 
 def drop(train: PairDataset, leaks: Sequence[Leak]) -> PairDataset:

@@ -224,30 +224,6 @@ class AVSE(nn.Module):
         """Embed a text encoder's tokens (B, L, W) under a mask (B, L) into unit blocks (B, Q, C)."""
         return unit_blocks(self.text_head(features, attention_mask), self.block_width)
 
-    def forward(
-        self,
-        images: Tensor,
-        texts: Tensor,
-        attention_mask: Tensor,
-        patch_indices: Tensor | None = None,
-        image_mask: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Embed a training batch.
-
-        Args:
-            images: pixels or features, as in `embed_views`.
-            texts: token ids (B, L) int64, or token features (B, L, W).
-            attention_mask: (B, L).
-            patch_indices: (B, V, K) int64 cells.
-            image_mask: (B, prefix + G), the features that are seen.
-
-        Returns:
-            Pooled views (B, V, D), image blocks (B, P, C), text blocks (B, Q, C).
-        """
-        views = self.embed_views(images, image_mask, patch_indices)
-        embed = self.embed_tokens if texts.ndim == 2 else self.embed_token_features
-        return views, unit_blocks(self.unit_views(views), self.block_width), embed(texts, attention_mask)
-
     def _views(self, grid: tuple[int, int], batch: int, patch_indices: Tensor | None) -> Tensor:
         if patch_indices is None:
             return self.sampling(grid, batch).to(self.device)

@@ -37,6 +37,7 @@ def make(folder, rsums, end="finished", minutes=1.5, **settings):
 
 def aged(folder, minutes):
     run = json.loads((folder / "run.json").read_text())
+    run["host"] = "elsewhere"
     run["updated"] = (datetime.now(timezone.utc) - timedelta(minutes=minutes)).isoformat(timespec="seconds")
     write_json(folder / "run.json", run)
 
@@ -46,6 +47,7 @@ def runs(tmp_path):
     top = tmp_path / "runs"
     make(top / "a", [100.0, 140.0, 120.0, 110.0], lr=1e-3)
     make(top / "deep" / "b", [150.0], end="running", lr=5e-4, seed=3)
+    aged(top / "deep" / "b", 1)
     make(top / "both" / "member-0", [130.0], minutes=90)
     make(top / "both" / "member-1", [131.0], seed=1)
     (top / "a" / "model").mkdir()
@@ -107,6 +109,28 @@ def test_a_silent_run_is_doubted_with_its_age(avse, runs):
     assert "silent for 4 d" in avse("runs", runs).out
 
 
+def test_a_run_of_this_machine_without_a_process_was_killed(avse, runs):
+    from avse.index.lock import OwnerLock
+
+    make(runs / "c", [150.0], end="running")
+    assert table(avse("runs", runs).out)["c"]["status"] == "killed"
+    (runs / "c" / "checkpoints").mkdir()
+    lock = OwnerLock(runs / "c" / "checkpoints")
+    lock.acquire()
+    assert table(avse("runs", runs).out)["c"]["status"] == "running"
+    lock.release()
+    assert table(avse("runs", runs).out)["c"]["status"] == "killed"
+
+
+def test_runs_of_other_validation_pairs_are_told_apart(avse, runs):
+    run = json.loads((runs / "a" / "run.json").read_text())
+    assert "cannot be compared" not in avse("runs", runs).out
+    run["identity"]["val"] = "f" * 64
+    write_json(runs / "a" / "run.json", run)
+    assert "runs of different validation pairs cannot be compared" in avse("runs", runs).out
+    assert "ffffffff…" in avse("runs", runs, "--diff").out and "fffffffff" not in avse("runs", runs, "--diff").out
+
+
 def test_damage_and_failure_are_rows_too(avse, runs):
     (runs / "a" / "run.json").write_text("{")
     with pytest.raises(ArithmeticError), make(runs / "c", [], end="failed"):
@@ -133,7 +157,8 @@ def test_a_real_run_and_one_of_the_first_version(avse, run_folder, tmp_path):
     write_json(tmp_path / "old" / "history.json", history)
     (tmp_path / "old" / "model").mkdir()
     again = table(avse("runs", tmp_path).out)["old"]
-    assert {**again, "name": "", "pictures": ""} == {**row, "name": "", "pictures": ""}
+    blank = {"name": "", "data": "", "pictures": ""}
+    assert {**again, **blank} == {**row, **blank}
 
 
 def test_nothing_there_is_a_failure(avse, tmp_path, monkeypatch):

@@ -125,15 +125,17 @@ def test_chance_is_the_binomial_tail():
 
 def test_recalls_at_chance_are_told_from_the_second_epoch_on():
     gallery = {"num_images": 60, "num_texts": 249}
-    guessed = {"i2t_r1": 100 / 60, "t2i_r1": 500 / 249}
+    guessed = {"i2t": {1: 100 / 60, 10: 1000 / 60}, "t2i": {1: 500 / 249, 10: 4000 / 249}}
     seen = watch()
     assert seen.validated(0, **guessed, **gallery) is None
     said = seen.validated(1, **guessed, **gallery)
-    assert "i2t R@1 1.67, t2i R@1 2.01, guessing gives 1.67" in said
+    assert "R@10 i2t 16.67, t2i 16.06, guessing gives 16.67" in said
     assert seen.validated(2, **guessed, **gallery) is None
-    assert watch().validated(5, i2t_r1=0, t2i_r1=1200 / 249, **gallery) is None  # 12 of 249 are no chance
-    assert watch().validated(5, i2t_r1=0, t2i_r1=0, **gallery)  # equal scores: every tie is lost
-    assert watch().validated(5, i2t_r1=0, t2i_r1=0, num_images=GALLERY - 1, num_texts=249) is None
+    for found in ({1: 1200 / 249, 10: 16.0}, {1: 1.6, 10: 7000 / 249}):  # 12 of 249, or 70 in ten, are no chance
+        assert watch().validated(5, i2t={1: 0, 10: 0}, t2i=found, **gallery) is None
+    nothing = {"i2t": {1: 0, 10: 0}, "t2i": {1: 0, 10: 0}}
+    assert watch().validated(5, **nothing, **gallery)  # equal scores: every tie is lost
+    assert watch().validated(5, **nothing, num_images=GALLERY - 1, num_texts=249) is None
 
 
 def test_nan_policy_counts_and_says_where():
@@ -175,7 +177,8 @@ def collapsing(train, tiny_vit_folder, tiny_bert_folder, tmp_path):
             images = torch.randperm(train.num_images, generator=generator)[:BATCH].tolist()
             texts = [train.captions[own[i]] for i in images]
             views = model.sampling(model.image_encoder.grid, BATCH, generator).to(model.device)
-            _, image_blocks, text_blocks = model(inputs.images.batch(images), *inputs.texts.batch(texts), views)
+            image_blocks = model.embed_features(inputs.images.batch(images), None, views)
+            text_blocks = model.embed_token_features(*inputs.texts.batch(texts))
             hinge.hardest = hardest and not seen.all_negatives
             scores = aeom(image_blocks, text_blocks) / model.num_text_blocks
             loss = hinge(scores, true_matches(images, texts))

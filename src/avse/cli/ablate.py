@@ -66,8 +66,8 @@ def run(args: argparse.Namespace) -> int:
             "and train.image_augment to false"
         )
     parts = {split: load_dataset(args.data, root=root, split=split) for split in ("train", "val", "test")}
-    if recipe.data.max_train_images:
-        parts["train"] = parts["train"].first_by_hash(recipe.data.max_train_images)
+    for split, most in (("train", recipe.data.max_train_images), ("val", recipe.data.max_val_images)):
+        parts[split] = parts[split].first_by_hash(most) if most else parts[split]
     parts["train"], _ = common.without_leaks(recipe, parts["train"], {name: parts[name] for name in ("val", "test")})
     splits = {}
     for split, part in parts.items():

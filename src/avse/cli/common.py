@@ -157,7 +157,7 @@ def without_leaks(
     if leaks and data.leaks == "error":
         raise ValueError(describe(leaks))
     if leaks and parallel.is_main():
-        print(f"{describe(leaks)}{' (left out now)' if data.leaks == 'drop' else ''}", file=sys.stderr)
+        print(describe(leaks, data.leaks == "drop"), file=sys.stderr)
     first = [asdict(leak) for leak in leaks[:20]]
     facts = {"leaks": {"looked": True, "found": len(leaks), "done": data.leaks, "first": first}}
     return (drop(train, leaks) if leaks and data.leaks == "drop" else train), facts
@@ -189,3 +189,5 @@ def prepare_process() -> None:
     keep_freed_memory()
     let_threads_sleep()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty():  # a bar in a log file is a line each time
+        os.environ.setdefault("TQDM_MININTERVAL", "30")

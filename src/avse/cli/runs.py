@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
@@ -12,7 +13,7 @@ from typing import Any
 
 from avse.cli import common
 
-SHARED = ("pictures", "objective", "batch", "lr", "seed", "precision", "device")
+SHARED = ("data", "pictures", "objective", "batch", "lr", "seed", "precision", "device")
 """Columns that are told once, above the table, where all runs agree."""
 FURTHER = ("images", "texts", "init from", "started", "avse", "torch", "processor", "aware rSum", "problem")
 """Columns of --full and --json."""
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     """Print a row a run, or one JSON object a run."""
     from avse.trainer.record import read_run
 
-    found = [(name, read_run(folder)) for name, folder in _find(args.folders)]
+    found = [(name, {**read_run(folder), "folder": folder}) for name, folder in _find(args.folders)]
     if not found:
         raise ValueError(f"no run in or below {', '.join(args.folders)}: avse train --out FOLDER makes one")
     rows = [row_of(name, values) for name, values in found]
@@ -60,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
             common.emit({**row, "settings": {key: values.get(key) for key in differing} if args.diff else values})
         return 0
     print("figures are of the validation split, percent; epochs count from 1")
+    if len({s.get("val") for s in settings}) > 1:
+        print("runs of different validation pairs cannot be compared by their figures: see the column data")
     if args.diff:
         heads, kept = ["name", "val rSum"], differing
         table = [[*(row[head] for head in heads), *(s.get(key) for key in kept)] for row, s in zip(rows, settings)]
@@ -79,6 +82,7 @@ def row_of(name: str, run: dict[str, Any]) -> dict[str, Any]:
     config, model = identity.get("config") or {}, identity.get("model") or {}
     best, seconds, versions = run["best"] or {}, run["seconds"], run.get("versions") or {}
     spent = sum(value for part, value in seconds.items() if part != "wait")  # waiting is a part of the training
+    data = run.get("data") or {}
     done = None if run["last_epoch"] is None else run["last_epoch"] + 1
     return {
         "name": name,
@@ -93,7 +97,8 @@ def row_of(name: str, run: dict[str, Any]) -> dict[str, Any]:
         "lr": config.get("lr"),
         "seed": config.get("seed"),
         "precision": config.get("precision"),
-        "pictures": ((run.get("data") or {}).get("train") or {}).get("images"),
+        "data": data.get("name") and f"{data.get('name')}, {(data.get('val') or {}).get('images')} val",
+        "pictures": (data.get("train") or {}).get("images"),
         "minutes": round(spent / 60, 2) if seconds else None,
         "device": _device(run),
         "images": (model.get("image_encoder") or {}).get("source"),
@@ -137,9 +142,14 @@ def _find(folders: Sequence[str]) -> Iterator[tuple[str, Path]]:
 
 
 def _status(run: dict[str, Any]) -> str:
-    """Doubt a run that has not been heard of for longer than it can be silent, and say since when."""
+    """Say how a run is; doubt one that has not been heard of for longer than it can be silent, and say since when."""
     if run["status"] != "running" or not run.get("updated"):
         return str(run["status"])
+    from avse.files import is_locked
+    from avse.trainer.record import CHECKPOINTS
+
+    if run.get("host") == platform.node() and not is_locked(run["folder"] / CHECKPOINTS / "lock"):
+        return "killed"
     silent = (datetime.now(timezone.utc) - datetime.fromisoformat(run["updated"])).total_seconds() / 60
     if silent <= 3 * run.get("checkpoint_minutes", 10) + SILENT:
         return "running"
@@ -181,4 +191,6 @@ def _shown(head: str, value: Any) -> str:
         return "-"
     if isinstance(value, float) and head in ("val rSum", "i2t R@1", "t2i R@1", "aware rSum", "minutes"):
         return f"{value:.1f}"
+    if isinstance(value, str) and len(value) == 64 and " " not in value:
+        return f"{value[:8]}…"  # a digest
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -51,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
 
     Under torchrun or accelerate launch every process comes here; the first one writes and speaks.
     """
+    if args.resume and args.force:
+        raise common.MisuseError("--resume goes on with a training and --force replaces it: name one")
     common.prepare_process()
     from avse import parallel
     from avse.data import PairDataset, load_dataset
@@ -83,8 +85,8 @@ def run(args: argparse.Namespace) -> int:
             others["test"] = load_dataset(source, root=root, split="test", check_images=False)
         train, facts = common.without_leaks(recipe, train, others)
     for member, folder in members:
-        if not _train(member, folder, train, val, device, args, facts):
-            return 0
+        if stopped := _train(member, folder, train, val, device, args, facts):
+            return 130 if stopped == "SIGINT" else 0
     if not args.json and parallel.is_main():
         folders = [str(folder / "model") for _, folder in members]
         command = ["avse", "evaluate", *folders, source, *(["--root", root] if root else [])]
@@ -112,8 +114,8 @@ def _train(
     device: str,
     args: argparse.Namespace,
     facts: dict[str, Any],
-) -> bool:
-    """Train one model and say how it did; False: a signal stopped it."""
+) -> str:
+    """Train one model and say how it did; return the signal that stopped it, if one did."""
     import torch
 
     from avse import parallel
@@ -134,7 +136,7 @@ def _train(
         _keep_recipe(recipe, out, args.resume)
     result = trainer.fit(train, val, out=out, resume=args.resume, force=args.force, facts=facts)
     if not parallel.is_main():
-        return result.finished
+        return result.stopped_by
     if not result.finished:
         again = shlex.join([*sys.argv[1:], *([] if args.resume else ["--resume"])])
         launcher = "as it was launched: … -m " if parallel.world() > 1 else ""
@@ -143,7 +145,7 @@ def _train(
         common.emit({"model": str(out / "model"), "best_epoch": result.best_epoch, "val_rsum": result.best_rsum})
     else:
         print(f"best epoch {result.best_epoch + 1} of {recipe.train.epochs}: validation rSum {result.best_rsum:.1f}")
-    return result.finished
+    return result.stopped_by
 
 
 def _train_pairs(recipe: Recipe) -> PairDataset | PairShards:

@@ -31,15 +31,17 @@ def identity_of(model: AVSE, config: TrainConfig, train: Train, val: Inputs, buf
     """Return what must be the same when a training goes on; `buffer` is the shards' shuffle buffer."""
     if isinstance(train, PairShards):  # which sample comes when depends on how many read
         readers = {"processes": parallel.world(), "readers": config.workers, "buffer": buffer}
-        data = {"train": train.fingerprint(), **readers}
+        data = {"train_images": train.num_images, "train": train.fingerprint(), **readers}
         pictures = [val.images.content]
     else:
-        data, pictures = {"train": train.dataset.fingerprint()}, [train.images.content, val.images.content]
+        counts = {"train_images": train.dataset.num_images, "train_captions": train.dataset.num_pairs}
+        data, pictures = {**counts, "train": train.dataset.fingerprint()}, [train.images.content, val.images.content]
     return {
         "config": config.model_dump(mode="json", exclude=ALIKE),
         "model": model.config.model_dump(mode="json"),
         "init_from": model.facts.get("init_from"),
         **data,
+        "val_images": val.dataset.num_images,
         "val": val.dataset.fingerprint(),
         "pictures": pictures,
         "encoders": [
@@ -51,10 +53,13 @@ def identity_of(model: AVSE, config: TrainConfig, train: Train, val: Inputs, buf
 
 def described(model: AVSE, config: TrainConfig, train: Train, val: Inputs, steps: int) -> dict[str, Any]:
     """Return what run.json says from the start; tell of it what somebody who waits should know."""
-    counts: dict[str, Any] = {"val": {"images": val.dataset.num_images, "pairs": val.dataset.num_pairs}}
+    counts: dict[str, Any] = {
+        "name": val.dataset.name,
+        "val": {"images": val.dataset.num_images, "pairs": val.dataset.num_pairs},
+    }
     if isinstance(train, PairShards):
         counts["train"], skipped = {"images": train.num_images}, list(val.skipped)
-        told = "streamed from shards"
+        told = "streamed from shards; nothing of them is cached"
     else:
         counts["train"] = {"images": train.dataset.num_images, "pairs": train.dataset.num_pairs}
         skipped, told = [*train.skipped, *val.skipped], f"and {train.dataset.num_pairs} captions"
@@ -69,6 +74,10 @@ def described(model: AVSE, config: TrainConfig, train: Train, val: Inputs, steps
         regular = CrossViewDecorrelationLoss(config.off_diagonal_weight, config.decorrelation_form)
         views["decorrelation_floor"] = regular.floor(size, model.config.embed_dim)
         log.info("L_reg cannot fall below %.4f in batches of %d", views["decorrelation_floor"], size)
+    if config.frozen_epochs and model.image_encoder.frozen and model.text_encoder.frozen:
+        log.warning("train.frozen_epochs does nothing: both encoders are frozen (model.*_encoder.frozen)")
+    if config.precision == "fp16" and model.device.type == "cpu":
+        log.warning("fp16 is slow on a CPU: train.precision=bf16 where the processor has it, or fp32")
     if val.dataset.num_images < SMALL_VALIDATION:
         log.warning(
             "only %d validation pictures choose the epoch: the choice is mostly chance below some %d",

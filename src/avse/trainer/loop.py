@@ -60,6 +60,8 @@ class TrainResult:
     """Wall-clock seconds of `train`, `validate`, `save`, and of waiting for data (`wait`, a part of `train`)."""
     skipped: tuple[Skip, ...] = ()
     folder: Path | None = None
+    stopped_by: str = ""
+    """The signal that asked for an end, if one did."""
     finished: bool = True
     """False: a signal stopped it; its folder has a checkpoint to go on from, the model has the last step's weights."""
 
@@ -157,7 +159,14 @@ class Trainer:
                 self.record.finish()
         state, skipped = self.state, () if isinstance(self.train, PairShards) else self.train.skipped
         return TrainResult(
-            state.history, state.best_epoch, state.best_rsum, state.seconds, skipped, self.folder, finished
+            state.history,
+            state.best_epoch,
+            state.best_rsum,
+            state.seconds,
+            skipped,
+            self.folder,
+            "" if finished else parallel.broadcast_object(self.signals.name),
+            finished,
         )
 
     # Before the first step.
@@ -219,6 +228,7 @@ class Trainer:
             self.state, self.states = found
             self.watch.load(self.state.watch["collapse"])
             self.nan.load(self.state.watch["nan"])
+            log.info("going on from epoch %d, step %d", self.state.epoch + 1, self.state.step)
             return
         with parallel.main_first():
             if not force and (self.checkpoints.there or (self.folder / MODEL).exists()):
@@ -268,6 +278,8 @@ class Trainer:
             set_random_states(states["random"])
         self.model.train()
         hold_encoders(self.model, epoch < config.frozen_epochs)
+        if epoch == config.frozen_epochs and epoch and not state.batches:
+            self._note(f"epoch {epoch + 1}: the encoders are trained from here on")
         self._stop_if_asked(states.get("feed"))
         feed = ahead(self.feed.epoch(epoch, state.batches, states.get("feed")), depth=1)
         with contextlib.closing(feed):
@@ -376,8 +388,8 @@ class Trainer:
         self._say(
             self.watch.validated(
                 epoch,
-                i2t_r1=report.i2t.recalls[1],
-                t2i_r1=report.t2i.recalls[1],
+                i2t=report.i2t.recalls,
+                t2i=report.t2i.recalls,
                 num_images=val.num_images,
                 num_texts=val.num_pairs,
             )

@@ -56,6 +56,7 @@ class RunRecord:
             "started": former.get("started", now),
             "updated": now,
             "command": sys.argv,
+            "host": platform.node(),
             **facts,
             "versions": versions(),
             "hardware": hardware(),

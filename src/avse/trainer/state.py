@@ -148,7 +148,7 @@ class Checkpoints:
             for old in self._newest_first()[KEPT:]:
                 shutil.rmtree(old, ignore_errors=True)
             manifests = (json.loads((kept / files.MANIFEST).read_text("utf-8")) for kept in self._newest_first())
-            named = {self._best_name(manifest["best_epoch"]) for manifest in manifests}
+            named = {self._best_name(manifest.get("best_epoch", -1)) for manifest in manifests}
             for best in self.folder.glob("best-*"):
                 if best.name not in named:
                     shutil.rmtree(best, ignore_errors=True)
@@ -172,7 +172,9 @@ class Checkpoints:
         if told := parallel.broadcast_object(str(error or "")):
             kept = self._newest_first()
             out = f"{kept[0]} is whole: make room and go on with --resume" if kept else "make room and start again"
-            raise OSError(getattr(error, "errno", None), f"{self.folder / name} could not be written ({told}); {out}")
+            free = f"{shutil.disk_usage(self.folder).free / 2**20:,.0f} MiB free"
+            told = f"{self.folder / name} could not be written, {free} ({told}); {out}"
+            raise OSError(getattr(error, "errno", None), told)
 
     def best(self, epoch: int) -> dict[str, Tensor]:
         """Read the best epoch's weights; ManifestError where they are damaged."""
@@ -270,6 +272,8 @@ class Signals:
 
     def __init__(self) -> None:
         self.asked = False
+        self.name = ""
+        """Of the signal that asked."""
 
     @contextlib.contextmanager
     def heard(self) -> Iterator[None]:
@@ -287,8 +291,8 @@ class Signals:
     def _ask(self, number: int, frame: object) -> None:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked = True
-        log.warning("%s: stopping after this step, with a checkpoint", signal.Signals(number).name)
+        self.asked, self.name = True, signal.Signals(number).name
+        log.warning("%s: stopping after this step, with a checkpoint", self.name)
 
 
 def _first_difference(old: Any, new: Any) -> str:
@@ -296,4 +300,9 @@ def _first_difference(old: Any, new: Any) -> str:
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
                 return f"{key} {_first_difference(old.get(key), new.get(key))}"
-    return f"{old!r} there, {new!r} now"
+    return f"{_short(old)} there, {_short(new)} now"
+
+
+def _short(value: Any) -> str:
+    """Say a value; of a digest its first digits."""
+    return f"{value[:8]}…" if isinstance(value, str) and len(value) == 64 else repr(value)

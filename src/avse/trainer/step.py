@@ -89,9 +89,10 @@ class Step:
         """Take one step.
 
         Returns:
-            Parts of the loss, `gradient` (norm before clipping), `violations` (share), spreads, `left_out` (1 for a
-            batch without a single negative, which is no step); None when loss or gradient were not finite: weights and
-            statistics are then as before.
+            Parts of the loss, `gradient` (norm before clipping), `violations` (share of queries whose hardest negative
+            lies within the margin, or with InfoNCE above the match), spreads, `left_out` (1 for a batch without any
+            negative, which is no step); None when loss or gradient were not finite: weights and statistics are then as
+            before.
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         optimizer.zero_grad(set_to_none=self.config.chunk_size is None)
@@ -158,7 +159,7 @@ class Step:
             torch.autograd.backward(self.scaler.scale(loss))
         with torch.no_grad():
             watched = {
-                "violations": violation_rate(scores, matches, config.margin),
+                "violations": violation_rate(scores, matches, 0.0 if self.is_infonce(epoch) else config.margin),
                 "spread_images": spread(image_blocks),
                 "spread_texts": spread(text_blocks),
             }

@@ -7,6 +7,7 @@ with the same decisions.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -33,10 +34,11 @@ GALLERY = 50
 """Pictures below which chance is so high that nothing can be said."""
 
 WAY_OUT = (
-    "lower train.lr, take all negatives for longer (train.hard_negative_start_epoch), begin with "
-    "train.infonce_warmup_epochs, or set train.on_collapse=all_negatives"
+    "lower train.lr, take all negatives for longer (train.hard_negative_start_epoch), or begin with "
+    "train.infonce_warmup_epochs"
 )
-WAY_OUT_OF_ALL = "lower train.lr and train.encoder_lr, add train.warmup_steps, or set train.objective=infonce"
+WAY_OUT_OF_RATES = "lower train.lr (and train.encoder_lr, where encoders are trained), or add train.warmup_steps"
+WAY_OUT_OF_ALL = f"{WAY_OUT_OF_RATES}, or set train.objective=infonce"
 
 
 @torch.no_grad()
@@ -123,23 +125,38 @@ class CollapseWatch:
         self._told_steps = True
         return f"collapse in {self._stuck} steps in a row: {seen}; {self._react()}"
 
-    def validated(self, epoch: int, *, i2t_r1: float, t2i_r1: float, num_images: int, num_texts: int) -> str | None:
-        """Look at an epoch's Recall@1 of both directions on validation, in percent; return what is to be told, once.
+    def validated(
+        self, epoch: int, *, i2t: Mapping[int, float], t2i: Mapping[int, float], num_images: int, num_texts: int
+    ) -> str | None:
+        """Look at an epoch's recalls on validation; return what is to be told, once.
 
         The first epoch (0) and galleries below `GALLERY` pictures are not judged.
+
+        Args:
+            epoch: from 0.
+            i2t: K to Recall@K in percent, image to text; one K above chance is learning.
+            t2i: likewise, text to image.
+            num_images: of the gallery.
+            num_texts: likewise.
         """
         if epoch < 1 or num_images < GALLERY or self._told_recall:
             return None
-        chance = 1 / num_images  # of a text's picture; with equally many texts a picture also of a picture's texts
-        for recall, queries in ((i2t_r1, num_images), (t2i_r1, num_texts)):
-            if _at_least(round(recall / 100 * queries), queries, chance) < CHANCE:
-                return None
+        for recalls, queries in ((i2t, num_images), (t2i, num_texts)):
+            for k, recall in recalls.items():  # a picture has as many texts as the others: chance is k of the pictures
+                chance = min(1 - 1e-9, k / num_images)
+                if _at_least(round(recall / 100 * queries), queries, chance) < CHANCE:
+                    return None
         self._told_recall = True
-        way = WAY_OUT if self._phase == "hardest" else WAY_OUT_OF_ALL
+        k = max(i2t)
         return (
-            f"validation is at chance after {epoch + 1} epochs: i2t R@1 {i2t_r1:.2f}, t2i R@1 {t2i_r1:.2f}, "
-            f"guessing gives {100 * chance:.2f}; look at the pairs of pictures and captions, {way}"
+            f"validation is at chance after {epoch + 1} epochs: R@{k} i2t {i2t[k]:.2f}, t2i {t2i[k]:.2f}, guessing "
+            f"gives {100 * k / num_images:.2f}; look at the pairs of pictures and captions, {self._way_out()}"
         )
+
+    def _way_out(self) -> str:
+        if self._phase != "hardest":
+            return WAY_OUT_OF_ALL if self._phase == "all" else WAY_OUT_OF_RATES
+        return WAY_OUT if self.fallback else f"{WAY_OUT}, or set train.on_collapse=all_negatives"
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs: plain values."""
@@ -159,10 +176,8 @@ class CollapseWatch:
 
     def _react(self) -> str:
         """Say what to do, and begin the fallback where it was asked for."""
-        if self._phase != "hardest":
-            return WAY_OUT_OF_ALL
-        if not self.fallback:
-            return WAY_OUT
+        if self._phase != "hardest" or not self.fallback:
+            return self._way_out()
         self._left = FALLBACK * self.patience * 2**self._falls
         self._falls += 1
         return f"the hinge takes all negatives for the next {self._left} steps; if that does not help, lower train.lr"
