@@ -481,6 +481,56 @@ def test_tensorboard_has_the_steps_and_the_epochs(build, scenes, tmp_path):
     assert rsums == pytest.approx([entry["val"]["rsum"] for entry in result.history])
 
 
+STATES = {
+    "fp16's scale": ({}, {"precision": "fp16"}),
+    "InfoNCE first, a temperature that is learnt": (
+        {},
+        {"objective": "hinge", "infonce_warmup_epochs": 1, "learn_temperature": True, "patience": 1},
+    ),
+    "groups that choose": ({"sampling": "groups"}, {"size_augment": 0.3}),
+    "all negatives after a collapse": (
+        {},
+        {"objective": "hinge", "hard_negative_start_epoch": 0, "on_collapse": "all_negatives", "lr": 0.3},
+    ),
+    "every pair, padding counted": ({"masked_batch_norm": False}, {"epoch_of": "pairs", "decorrelation_weight": 0.1}),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_whatever_has_a_state_goes_on_with_it(build, scenes, tmp_path, monkeypatch, name):
+    monkeypatch.setattr("avse.trainer.watch.PATIENCE", (2, 2))
+    monkeypatch.setattr("avse.trainer.watch.LOW_SPREAD", 1.0)
+    monkeypatch.setattr("avse.trainer.watch.TOLERANCE", 100.0)
+    model, train = STATES[name]
+    config = settings(epochs=2, checkpoint_minutes=0.0, **train)
+
+    def fit(out, stops_at=None, **how):
+        trainer = Trainer(
+            build(seed=0 if out == "whole" or stops_at == 1 else 7, **model),
+            config,
+            cache=tmp_path / "cache",
+            progress=False,
+        )
+        real = trainer.step.backward
+
+        def backward(batch, epoch):
+            if trainer.state.step == stops_at:
+                raise InterruptedError
+            return real(batch, epoch)
+
+        trainer.step.backward = backward
+        return trainer.fit(scenes["train"], scenes["val"], out=tmp_path / out, **how)
+
+    whole = fit("whole")
+    for stop in (1, 4):
+        with pytest.raises(InterruptedError):
+            fit("parts", stop, resume=stop > 1)
+    fit("parts", resume=True)
+    same_bits(tmp_path / "parts", tmp_path / "whole")
+    if "collapse" in name:
+        assert any("all negatives for the next" in str(entry["collapse"]) for entry in whole.history)
+
+
 RUN = """
 import json, resource, sys, time, torch
 from avse.config import *

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 import torch.multiprocessing
 
 from avse import parallel
+from avse.cli import main
 from avse.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig, TrainConfig
 from avse.data.scenes import make_scenes
 from avse.model import AVSE
@@ -21,7 +23,8 @@ from avse.trainer.step import Batch, Step
 
 TEXTS = ["a", "two red birds in the sky", "a dog", "the small cat sits on grass", "a house", "a  Dog", "a child runs"]
 IDS = [0, 1, 2, 3, 4, 5, 1]
-SHARES = (5, 2)
+SHARES = {2: (5, 2), 4: (3, 1, 2, 1)}
+"""Pairs of each process."""
 SETTINGS = {
     "hinge, L_reg": {"objective": "hinge", "score_scale": "sum", "decorrelation_weight": 1.0},
     "infonce in chunks": {"objective": "infonce", "learn_temperature": True, "chunk_size": 2},
@@ -69,14 +72,15 @@ def gradients(folders, settings, share=slice(None)):
     return {name: torch.as_tensor(value).double() for name, value in parts.items()}, found, dict(model.named_buffers())
 
 
-def worker(rank, port, folders, told):
+def worker(rank, port, folders, told, processes):
     torch.set_num_threads(1)
     alone = {name: gradients(folders, settings) for name, settings in SETTINGS.items()}
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     parallel.start("cpu")
-    first = sum(SHARES[:rank])
+    shares = SHARES[processes]
+    first = sum(shares[:rank])
     for name, settings in SETTINGS.items():
-        found = gradients(folders, settings, slice(first, first + SHARES[rank]))
+        found = gradients(folders, settings, slice(first, first + shares[rank]))
         for mine, expected in zip(found, alone[name]):
             assert mine.keys() == expected.keys() and mine
             scale = max(float(value.abs().max()) for value in expected.values())
@@ -85,11 +89,14 @@ def worker(rank, port, folders, told):
         (told / f"{name} {rank}").touch()
 
 
-def test_a_step_of_two_processes_has_the_gradients_of_one(tiny_vit_folder, tiny_bert_folder, tmp_path):
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_step_of_several_processes_has_the_gradients_of_one(processes, tiny_vit_folder, tiny_bert_folder, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    torch.multiprocessing.spawn(worker, (port, (str(tiny_vit_folder), str(tiny_bert_folder)), tmp_path), 2)
-    assert {path.name for path in tmp_path.iterdir()} == {f"{name} {rank}" for name in SETTINGS for rank in (0, 1)}
+    folders = str(tiny_vit_folder), str(tiny_bert_folder)
+    torch.multiprocessing.spawn(worker, (port, folders, tmp_path, processes), processes)
+    told = {f"{name} {rank}" for name in SETTINGS for rank in range(processes)}
+    assert {path.name for path in tmp_path.iterdir()} == told
 
 
 # Whole runs on the command line.
@@ -187,3 +194,52 @@ def test_one_process_goes_on_where_two_were_killed(launch, runs, tmp_path):
     said = finished(launch(1, tmp_path / "run", "--resume"))
     assert "was written by 2 processes, there are 1" in said
     same_to_rounding(tmp_path / "run", runs / "1")
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_where_one_was_stopped_by_a_signal(launch, runs, tmp_path):
+    process = launch(1, tmp_path / "run")
+    while not (tmp_path / "run" / "checkpoints" / "step-00000002").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert "go on with: avse train" in finished(process)
+    assert "was written by 1 processes, there are 2" in finished(launch(2, tmp_path / "run", "--resume"))
+    same_to_rounding(tmp_path / "run", runs / "1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["launcher", "one process"])
+def test_a_signal_stops_all_processes_with_a_checkpoint(launch, runs, tmp_path, to):
+    process = launch(2, tmp_path / "run")
+    while not (tmp_path / "run" / "checkpoints" / "step-00000002").exists():
+        time.sleep(0.01)
+    children = psutil.Process(process.pid).children()
+    (process if to == "launcher" else children[1]).send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=100)[0]
+    assert process.returncode == (1 if to == "launcher" else 0), said  # torchrun's own status after a signal
+    assert "stopped, with a checkpoint" in said and "as it was launched: … -m avse train" in said
+    finished(launch(2, tmp_path / "run", "--resume"))
+    for name in ("history.json", "model/model.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (runs / "2" / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_shards_in_two_processes(launch, tmp_path):
+    data = tmp_path / "scenes"
+    make_scenes(data, count=40, size=64, seed=0)
+    assert main(["data", "shards", str(data), "--out", str(tmp_path / "shards"), "--samples", "6"]) == 0
+    broken = sorted((tmp_path / "shards").glob("train-*.tar"))[-1]
+    content = broken.read_bytes()
+    broken.write_bytes(content.replace(b"\x89PNG", b"\x89XXX", 1).replace(b"\xff\xd8\xff", b"\x00\x00\x00", 1))
+    pattern = f"data.shards={tmp_path}/shards/train-*.tar"
+    for name in ("whole", "parts"):
+        process = launch(2, tmp_path / name, "--set", pattern)
+        if name == "parts":
+            killed_after(process, 3, tmp_path / name)
+            said = launch(1, tmp_path / name, "--set", pattern, "--resume").communicate(timeout=100)[0]
+            assert "was written with another processes: 2 there, 1 now" in said
+            process = launch(2, tmp_path / name, "--set", pattern, "--resume")
+        finished(process)
+    for name in ("history.json", "model/model.safetensors"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert len(json.loads((tmp_path / "whole" / "run.json").read_text())["unreadable"]) == 1
