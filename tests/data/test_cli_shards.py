@@ -27,9 +27,9 @@ def test_from_pictures_to_shards_and_the_next_command(scenes, tmp_path, capsys):
     assert "20 pictures with" in counts and "train 14" in counts
     assert told.startswith("train in 4 shards, ")
     assert "writing shards" in printed.err
-    verb, name, folder, option, setting = shlex.split(command)
-    assert (verb, name, folder, option) == ("avse", "train", str(out), "--set")
-    assert PairShards.open(setting.removeprefix("data.shards=")).num_images == 14
+    verb, name, folder = shlex.split(command)
+    assert (verb, name, folder) == ("avse", "train", str(out))
+    assert PairShards.open(folder).num_images == 14
     assert load_dataset(folder, split="val").num_images == load_dataset(folder, split="test").num_images == 3
 
 

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         if not args.json:
             out = shlex.quote(str(args.out))
             print(f"train in {counts['shards']:,} shards, {counts['bytes']:,} bytes: stream them by")
-            print(f"avse train {out} --set data.shards={out}")
+            print(f"avse train {out}")
         return 0
     from avse.check import check_dataset
 
