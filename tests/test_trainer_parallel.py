@@ -161,12 +161,17 @@ def same_to_rounding(run, other):
     assert max(differences.values()) < 1e-4, max(differences, key=differences.get)  # a step of Adam is 2e-3
 
 
-def killed_after(process, step, run):
-    """Kill the processes that train once a step's checkpoint is there."""
+def reaches(process, step, run):
+    """Wait for the checkpoint of a step, or of one after it."""
     until = time.monotonic() + 200
-    while not (run / "checkpoints" / f"step-{step:08d}").exists():
+    while max((int(path.name[5:]) for path in (run / "checkpoints").glob("step-*")), default=0) < step:
         assert process.poll() is None and time.monotonic() < until, process.communicate()[0]
         time.sleep(0.01)
+
+
+def killed_after(process, step, run):
+    """Kill the processes that train once a step's checkpoint is there."""
+    reaches(process, step, run)
     for child in psutil.Process(process.pid).children():
         child.kill()
     said = process.communicate(timeout=100)[0]
@@ -199,8 +204,7 @@ def test_one_process_goes_on_where_two_were_killed(launch, runs, tmp_path):
 @pytest.mark.slow
 def test_two_processes_go_on_where_one_was_stopped_by_a_signal(launch, runs, tmp_path):
     process = launch(1, tmp_path / "run")
-    while not (tmp_path / "run" / "checkpoints" / "step-00000002").exists():
-        time.sleep(0.01)
+    reaches(process, 2, tmp_path / "run")
     process.send_signal(signal.SIGTERM)
     assert "go on with: avse train" in finished(process)
     assert "was written by 1 processes, there are 2" in finished(launch(2, tmp_path / "run", "--resume"))
@@ -211,13 +215,14 @@ def test_two_processes_go_on_where_one_was_stopped_by_a_signal(launch, runs, tmp
 @pytest.mark.parametrize("to", ["launcher", "one process"])
 def test_a_signal_stops_all_processes_with_a_checkpoint(launch, runs, tmp_path, to):
     process = launch(2, tmp_path / "run")
-    while not (tmp_path / "run" / "checkpoints" / "step-00000002").exists():
-        time.sleep(0.01)
+    reaches(process, 2, tmp_path / "run")
     children = psutil.Process(process.pid).children()
     (process if to == "launcher" else children[1]).send_signal(signal.SIGTERM)
     said = process.communicate(timeout=100)[0]
     assert process.returncode == (1 if to == "launcher" else 0), said  # torchrun's own status after a signal
-    assert "stopped, with a checkpoint" in said and "as it was launched: … -m avse train" in said
+    assert (
+        "stopped, with a checkpoint" in said and "next:" not in said and "as it was launched: … -m avse train" in said
+    )
     finished(launch(2, tmp_path / "run", "--resume"))
     for name in ("history.json", "model/model.safetensors"):
         assert (tmp_path / "run" / name).read_bytes() == (runs / "2" / name).read_bytes(), name

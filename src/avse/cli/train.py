@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from avse.config import Recipe
     from avse.data import PairDataset
     from avse.data.shards import PairShards
+    from avse.trainer import TrainResult
 
 RECIPE = "recipe.yaml"
 MOST_SCORES = 4 << 30
@@ -79,14 +80,25 @@ def run(args: argparse.Namespace) -> int:
         for part in (train, val):
             common.tell(part)
     facts: dict[str, Any] = {"leaks": {"looked": False}}
-    if isinstance(train, PairDataset):
+    if not isinstance(train, PairDataset):
+        if recipe.data.leaks in ("drop", "error"):
+            raise ValueError(
+                f"data.leaks={recipe.data.leaks} looks at the pictures of a folder, and shards are streamed: train on "
+                "the folder, or make shards of a set without leaks (avse train tells them), and set data.leaks=ignore"
+            )
+        if recipe.data.leaks == "warn" and parallel.is_main():
+            print("shards are not looked through for pictures of validation or test", file=sys.stderr)
+    else:
         others = {"val": val}
         if _has_test(source, root):
             others["test"] = load_dataset(source, root=root, split="test", check_images=False)
         train, facts = common.without_leaks(recipe, train, others)
-    for member, folder in members:
-        if stopped := _train(member, folder, train, val, device, args, facts):
-            return 130 if stopped == "SIGINT" else 0
+    for number, (member, folder) in enumerate(members, 1):
+        result = _train(member, folder, train, val, device, args, facts)
+        if not result.finished or (result.stopped_by and number < len(members)):
+            if result.finished and parallel.is_main() and not args.json:
+                print(f"stopped after {number} of {len(members)} models; go on with: {_again(args)}")
+            return 130 if result.stopped_by == "SIGINT" else 0
     if not args.json and parallel.is_main():
         folders = [str(folder / "model") for _, folder in members]
         command = ["avse", "evaluate", *folders, source, *(["--root", root] if root else [])]
@@ -114,8 +126,8 @@ def _train(
     device: str,
     args: argparse.Namespace,
     facts: dict[str, Any],
-) -> str:
-    """Train one model and say how it did; return the signal that stopped it, if one did."""
+) -> TrainResult:
+    """Train one model and say how it did."""
     import torch
 
     from avse import parallel
@@ -130,22 +142,25 @@ def _train(
     if cache is None and can_cache(model, recipe.train.image_augment):
         cache = common.CACHE
     trainer = Trainer(model, recipe.train, cache=cache, shuffle_buffer=recipe.data.shuffle_buffer)
-    if parallel.is_main():
-        if args.resume and not (out / "checkpoints").exists():
+
+    def on_start(goes_on: bool) -> None:
+        if args.resume and not goes_on:
             print(f"avse train: nothing to resume in {out}: starting anew", file=sys.stderr)
-        _keep_recipe(recipe, out, args.resume)
-    result = trainer.fit(train, val, out=out, resume=args.resume, force=args.force, facts=facts)
+        _keep_recipe(recipe, out, goes_on)
+
+    how: dict[str, Any] = {"resume": args.resume, "force": args.force, "on_start": on_start, "facts": facts}
+    result = trainer.fit(train, val, out=out, **how)
     if not parallel.is_main():
-        return result.stopped_by
-    if not result.finished:
-        again = shlex.join([*sys.argv[1:], *([] if args.resume else ["--resume"])])
-        launcher = "as it was launched: … -m " if parallel.world() > 1 else ""
-        print(f"stopped, with a checkpoint in {out / 'checkpoints'}; go on with: {launcher}avse {again}")
+        return result
+    if not result.finished and args.json:
+        common.emit({"stopped_by": result.stopped_by, "checkpoints": str(out / "checkpoints")})
+    elif not result.finished:
+        print(f"stopped, with a checkpoint in {out / 'checkpoints'}; go on with: {_again(args)}")
     elif args.json:
         common.emit({"model": str(out / "model"), "best_epoch": result.best_epoch, "val_rsum": result.best_rsum})
     else:
         print(f"best epoch {result.best_epoch + 1} of {recipe.train.epochs}: validation rSum {result.best_rsum:.1f}")
-    return result.stopped_by
+    return result
 
 
 def _train_pairs(recipe: Recipe) -> PairDataset | PairShards:
@@ -190,10 +205,18 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     return recipe.model_copy(update={"data": data, "train": recipe.train.model_copy(update={"seed": seed})})
 
 
-def _keep_recipe(recipe: Recipe, out: Path, resume: bool) -> None:
+def _again(args: argparse.Namespace) -> str:
+    """Return the command that goes on."""
+    from avse import parallel
+
+    words = shlex.join([*sys.argv[1:], *([] if args.resume else ["--resume"])])
+    return f"{'as it was launched: … -m ' if parallel.world() > 1 else ''}avse {words}"
+
+
+def _keep_recipe(recipe: Recipe, out: Path, goes_on: bool) -> None:
     """Write what repeats this run; a run that goes on keeps its own."""
     from avse import files
     from avse.config import to_yaml
 
-    if not (resume and (out / "checkpoints").exists() and (out / RECIPE).exists()):
+    if not (goes_on and (out / RECIPE).exists()):
         files.write_text(out / RECIPE, to_yaml(recipe))

@@ -30,7 +30,7 @@ ALIKE = {"checkpoint_minutes", "tensorboard", "workers"}
 def identity_of(model: AVSE, config: TrainConfig, train: Train, val: Inputs, buffer: int) -> dict[str, Any]:
     """Return what must be the same when a training goes on; `buffer` is the shards' shuffle buffer."""
     if isinstance(train, PairShards):  # which sample comes when depends on how many read
-        readers = {"processes": parallel.world(), "readers": config.workers, "buffer": buffer}
+        readers = {"processes": parallel.world(), "readers": max(1, config.workers), "buffer": buffer}
         data = {"train_images": train.num_images, "train": train.fingerprint(), **readers}
         pictures = [val.images.content]
     else:

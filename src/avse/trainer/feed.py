@@ -113,7 +113,7 @@ class ShardFeed:
         self.steps = max(1, math.ceil(shards.num_images / config.batch_size))
         self.unreadable: dict[str, str] = {}
         self.pool = ThreadPoolExecutor(max(1, config.workers))
-        _refuse_small(shards.num_images // self.steps)
+        _refuse_small(shards.num_images // self.steps // 2)
 
     def epoch(self, epoch: int, start: int = 0, states: dict[str, Any] | None = None) -> Iterator[Fed]:
         """Yield batches; of the samples before `start` only what the shuffle buffer still holds is read again."""
@@ -123,7 +123,9 @@ class ShardFeed:
         if states:
             generator.set_state(states["generator"])
             random.bit_generator.state = json.loads(states["random"])
-        sizes = [len(part) for part in np.array_split(np.empty(self.shards.share(rank, ranks)), self.steps)]
+        ends = [step * self.shards.num_images // self.steps for step in range(self.steps + 1)]
+        own = [(rank + 1) * end // ranks - rank * end // ranks for end in ends]  # of each end: they sum to it
+        sizes = [later - earlier for earlier, later in zip(own, own[1:])]
         place = {"seed": self.config.seed, "epoch": epoch, "rank": rank, "ranks": ranks, "start": sum(sizes[:start])}
         stream = self.shards.read(**place, workers=max(1, self.config.workers), buffer=self.buffer)
         with closing(stream):
@@ -139,7 +141,9 @@ class ShardFeed:
         loaded = list(self.pool.map(load, samples, seeds))
         views, seen = draw_views(self.model, config.size_augment, len(samples), generator)
         good = [i for i, pixels in enumerate(loaded) if not isinstance(pixels, str)]
-        self.unreadable.update({samples[i].key: str(why) for i, why in enumerate(loaded) if isinstance(why, str)})
+        if len(good) < len(loaded):  # a new mapping: another thread may be reading the old one
+            news = {samples[i].key: why for i, why in enumerate(loaded) if isinstance(why, str)}
+            self.unreadable = {**self.unreadable, **news}
         if not good:
             return None
         tokens = self.model.text_encoder.tokenize([chosen[i] for i in good])

@@ -61,9 +61,9 @@ class TrainResult:
     skipped: tuple[Skip, ...] = ()
     folder: Path | None = None
     stopped_by: str = ""
-    """The signal that asked for an end, if one did."""
+    """The signal that asked for an end, if one did; it may have come when nothing was left to do."""
     finished: bool = True
-    """False: a signal stopped it; its folder has a checkpoint to go on from, the model has the last step's weights."""
+    """False: that signal stopped it; its folder has a checkpoint, the model has the last step's weights."""
 
 
 class Trainer:
@@ -104,6 +104,7 @@ class Trainer:
         *,
         out: str | Path | None = None,
         resume: bool = False,
+        on_start: Callable[[bool], None] | None = None,
         on_epoch: Callable[[dict[str, Any]], None] | None = None,
         force: bool = False,
         facts: dict[str, Any] | None = None,
@@ -116,6 +117,7 @@ class Trainer:
             val: the pairs that select the epoch. Never the test split.
             out: folder for model/ (the best epoch), checkpoints/, history.json, curves.png and run.json.
             resume: go on from the newest whole checkpoint of `out`, if there is one.
+            on_start: called in the first process once `out` is this training's, with whether it goes on.
             on_epoch: called with each new entry of the history.
             force: replace a training that `out` holds.
             facts: further entries of run.json.
@@ -136,7 +138,10 @@ class Trainer:
             hold_encoders(self.model, False)  # a training that another one follows may have held them
             parallel.broadcast_parameters(self.model)
             self._open(train, val)
-            self._prepare(stack, resume, force)
+            goes_on = self._prepare(stack, resume, force)
+            if on_start and parallel.is_main():
+                on_start(goes_on)
+            self.signals.preparing = False
             folder = self.folder if parallel.is_main() else None
             known = described(self.model, self.config, self.train, self.val, self.feed.steps)
             known = {"identity": self.identity, **known, **(facts or {})}
@@ -165,7 +170,7 @@ class Trainer:
             state.seconds,
             skipped,
             self.folder,
-            "" if finished else parallel.broadcast_object(self.signals.name),
+            next(filter(None, parallel.gather_objects(self.signals.name)), ""),
             finished,
         )
 
@@ -204,8 +209,8 @@ class Trainer:
             return contextlib.nullcontext()
         return Board(self.folder / "tensorboard", self.state.step)
 
-    def _prepare(self, stack: contextlib.ExitStack, resume: bool, force: bool) -> None:
-        """Make optimiser, state and watch, and take up or clear what lies in the run's folder."""
+    def _prepare(self, stack: contextlib.ExitStack, resume: bool, force: bool) -> bool:
+        """Make optimiser, state and watch; take up or clear what the run's folder holds, and tell whether it goes on."""
         config = self.config
         groups = parameter_groups(self.model, self.step.infonce, config)
         self.optimizer = torch.optim.AdamW(groups, fused=True)
@@ -222,14 +227,14 @@ class Trainer:
         )
         self.checkpoints = None if self.folder is None else Checkpoints(self.folder, self.identity)
         if self.folder is None or self.checkpoints is None:
-            return
+            return False
         stack.enter_context(self.checkpoints.owned())
         if resume and (found := self.checkpoints.load(self.model, self.step, self.optimizer)):
             self.state, self.states = found
             self.watch.load(self.state.watch["collapse"])
             self.nan.load(self.state.watch["nan"])
             log.info("going on from epoch %d, step %d", self.state.epoch + 1, self.state.step)
-            return
+            return True
         with parallel.main_first():
             if not force and (self.checkpoints.there or (self.folder / MODEL).exists()):
                 way = "and no checkpoint to go on from" if resume else "already: resume goes on with it"
@@ -237,8 +242,11 @@ class Trainer:
         self.checkpoints.clear()
         if parallel.is_main():
             shutil.rmtree(self.folder / MODEL, ignore_errors=True)
+            for left in self.folder.glob(f".{MODEL}.*"):
+                shutil.rmtree(left, ignore_errors=True)
             for name in (HISTORY, CURVES):
                 (self.folder / name).unlink(missing_ok=True)
+        return False
 
     # Epochs and steps.
     def _epochs(self, on_epoch: Callable[[dict[str, Any]], None] | None) -> bool:
@@ -453,6 +461,8 @@ class Trainer:
     def _finish(self) -> None:
         """Take the best epoch's weights, and write what a user of the run's folder looks for."""
         state = self.state
+        if state.best_epoch < 0:
+            raise TrainingError(f"the best epoch's weights in {self.folder} are damaged: start anew (--force)")
         with parallel.main_first():
             if self.checkpoints is None:
                 load_trained(self.model, self.step, self.best)

@@ -148,9 +148,9 @@ class Checkpoints:
             for old in self._newest_first()[KEPT:]:
                 shutil.rmtree(old, ignore_errors=True)
             manifests = (json.loads((kept / files.MANIFEST).read_text("utf-8")) for kept in self._newest_first())
-            named = {self._best_name(manifest.get("best_epoch", -1)) for manifest in manifests}
+            named = {self._best(manifest.get("best_epoch", -1)) for manifest in manifests}
             for best in self.folder.glob("best-*"):
-                if best.name not in named:
+                if best not in named:
                     shutil.rmtree(best, ignore_errors=True)
 
     def keep_best(self, epoch: int, model: AVSE, step: Step) -> None:
@@ -159,7 +159,7 @@ class Checkpoints:
         def fill(target: Path) -> None:
             checkpoint.save_tensors(target / WEIGHTS, trained_state(model, step))
 
-        self._write(self._best_name(epoch), fill, {"epoch": epoch})
+        self._write(self._best(epoch).name, fill, {"epoch": epoch})
 
     def _write(self, name: str, fill: Callable[[Path], None], facts: dict[str, Any]) -> None:
         """Write a folder in the first process; where it fails, every process raises."""
@@ -178,9 +178,11 @@ class Checkpoints:
 
     def best(self, epoch: int) -> dict[str, Tensor]:
         """Read the best epoch's weights; ManifestError where they are damaged."""
-        folder = self.folder / self._best_name(epoch)
-        files.verify_manifest(folder)
-        return checkpoint.load_tensors(folder / WEIGHTS)
+        files.verify_manifest(self._best(epoch))
+        return checkpoint.load_tensors(self._best(epoch) / WEIGHTS)
+
+    def _best(self, epoch: int) -> Path:
+        return self.folder / f"best-{epoch:04d}"
 
     def load(self, model: AVSE, step: Step, optimizer: torch.optim.Optimizer) -> tuple[Progress, dict[str, Any]] | None:
         """Take up the newest whole checkpoint, which the first process finds; None where there is none.
@@ -206,6 +208,9 @@ class Checkpoints:
         optimizer.load_state_dict(state["optimizer"])
         step.scaler.load_state_dict(state["scaler"])
         progress = Progress.from_json((found / PROGRESS).read_text("utf-8"))
+        if progress.best_epoch >= 0 and (problem := next(files.find_damages(self._best(progress.best_epoch)), None)):
+            log.warning("the best epoch's weights are damaged: %s; the best epoch to come will be kept", problem)
+            progress.best_epoch, progress.best_rsum = -1, -math.inf
         then, now = len(state["ranks"]), parallel.world()
         if then == now:
             return progress, state["ranks"][parallel.rank()]
@@ -228,7 +233,9 @@ class Checkpoints:
                 continue
             self._compare(folder, manifest["identity"])
             for bad in damaged:
-                bad.rename(bad.with_name(f"damaged-{bad.name}"))
+                aside = bad.with_name(f"damaged-{bad.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                bad.rename(aside)
             return folder.name
         if damaged:
             raise TrainingError(
@@ -246,10 +253,6 @@ class Checkpoints:
 
     def _newest_first(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"), reverse=True)
-
-    @staticmethod
-    def _best_name(epoch: int) -> str:
-        return f"best-{epoch:04d}"
 
 
 def trained_state(model: AVSE, step: Step) -> dict[str, Tensor]:
@@ -272,6 +275,8 @@ class Signals:
 
     def __init__(self) -> None:
         self.asked = False
+        self.preparing = True
+        """Nothing is trained yet: a signal ends the program at once, as Ctrl-C does."""
         self.name = ""
         """Of the signal that asked."""
 
@@ -289,7 +294,7 @@ class Signals:
                 signal.signal(number, handler)
 
     def _ask(self, number: int, frame: object) -> None:
-        if self.asked and number == signal.SIGINT:
+        if self.preparing or (self.asked and number == signal.SIGINT):
             raise KeyboardInterrupt
         self.asked, self.name = True, signal.Signals(number).name
         log.warning("%s: stopping after this step, with a checkpoint", self.name)
