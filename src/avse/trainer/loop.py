@@ -210,7 +210,7 @@ class Trainer:
         return Board(self.folder / "tensorboard", self.state.step)
 
     def _prepare(self, stack: contextlib.ExitStack, resume: bool, force: bool) -> bool:
-        """Make optimiser, state and watch; take up or clear what the run's folder holds, and tell whether it goes on."""
+        """Make optimiser, state and watch; take up or clear what the run's folder holds; tell whether it goes on."""
         config = self.config
         groups = parameter_groups(self.model, self.step.infonce, config)
         self.optimizer = torch.optim.AdamW(groups, fused=True)
