@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from avse.allocator import release_freed_memory
 from avse.trainer.random import random_states, set_random_states
 
 Encode = Callable[[Tensor], Tensor]
@@ -55,6 +56,9 @@ class Tokens:
             set_random_states(states)
             tokens = self.encode(rows)
             torch.autograd.backward(tokens, gradient[rows, : tokens.shape[1]])
+            del tokens
+            if rows is self.parts[0]:
+                release_freed_memory()  # else the room of the first part, cut up by then, stays beside the later ones'
         set_random_states(after)
 
 
