@@ -254,7 +254,7 @@ def test_no_process_outlives_its_caller(todo, tmp_path, sent):
             readers += [int(line)] if line.strip().isdigit() else []
             assert line
         os.kill(main.pid, sent) if sent == signal.SIGKILL else os.killpg(main.pid, sent)
-        _, errors = main.communicate(timeout=20)
+        _, errors = main.communicate(timeout=60)
     assert errors.count("Traceback") == (sent == signal.SIGINT)
     deadline = time.monotonic() + 20
     while any(map(_alive, readers)):
