@@ -222,7 +222,8 @@ def test_a_path_that_is_no_unicode(todo, tmp_path, started):
 
 
 _MAIN = """
-import sys, time, types
+import signal, sys, time, types
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
 sys.modules["torch"] = None  # importing it fails
 import numpy as np
 from pathlib import Path
@@ -254,7 +255,7 @@ def test_no_process_outlives_its_caller(todo, tmp_path, sent):
             readers += [int(line)] if line.strip().isdigit() else []
             assert line
         os.kill(main.pid, sent) if sent == signal.SIGKILL else os.killpg(main.pid, sent)
-        _, errors = main.communicate(timeout=60)
+        _, errors = main.communicate(timeout=20)
     assert errors.count("Traceback") == (sent == signal.SIGINT)
     deadline = time.monotonic() + 20
     while any(map(_alive, readers)):
