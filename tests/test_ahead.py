@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from avse.ahead import ahead
+from avse.ahead import Ahead
 
 
 def threads():
@@ -18,7 +18,7 @@ def test_an_error_comes_where_its_item_would_have_come():
         yield 2
         raise KeyError("three")
 
-    made = ahead(items(), depth=5)
+    made = Ahead(items(), depth=5)
     assert next(made) == 1 and next(made) == 2
     with pytest.raises(KeyError, match="three"):
         next(made)
@@ -33,7 +33,7 @@ def test_no_more_is_made_than_the_depth_and_the_one_in_hand():
             made.append(i)
             yield i
 
-    later = ahead(items(), depth=2)
+    later = Ahead(items(), depth=2)
     assert next(later) == 0
     deadline = time.monotonic() + 5
     while len(made) < 4 and time.monotonic() < deadline:
@@ -45,7 +45,7 @@ def test_no_more_is_made_than_the_depth_and_the_one_in_hand():
 
 
 def test_the_thread_ends_with_its_iterator():
-    later = ahead(iter(range(10)))
+    later = Ahead(iter(range(10)))
     next(later)
     assert len(threads()) == 1
     del later

@@ -4,24 +4,55 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterable
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Any, Generic, TypeVar
 
 _T = TypeVar("_T")
 _END = object()
 
 
-def ahead(items: Iterable[_T], depth: int = 2) -> Generator[_T, None, None]:
-    """Yield what an iterable yields, in its order, made by a thread up to `depth` items ahead.
+class Ahead(Generic[_T]):
+    """What an iterable yields, in its order, made by a thread up to `depth` items before it is asked for.
 
-    An error of the iterable is raised where its item would have come. Closing the iterator ends the thread.
+    The thread starts at once. An error of the iterable is raised where its item would have come. Closing it, its
+    end, or nobody holding it any more ends the thread.
 
-    >>> list(ahead(range(4)))
+    >>> list(Ahead(range(4)))
     [0, 1, 2, 3]
     """
-    made: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(max(1, depth))
-    closed = threading.Event()
 
+    def __init__(self, items: Iterable[_T], depth: int = 2) -> None:
+        self._made: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(max(1, depth))
+        self._closed = threading.Event()
+        arguments = (items, self._made, self._closed)  # without this object, which would never be let go
+        self._thread = threading.Thread(target=_make, args=arguments, name="ahead", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[_T]:
+        """Return itself."""
+        return self
+
+    def __next__(self) -> _T:
+        """Return the next item, waiting for it."""
+        if self._closed.is_set():
+            raise StopIteration
+        value, error = self._made.get()
+        if value is _END:
+            self.close()
+            raise error or StopIteration
+        return value
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed.set()
+        self._thread.join()
+
+    def __del__(self) -> None:
+        """End the thread."""
+        self.close()
+
+
+def _make(items: Iterable[Any], made: queue.Queue[Any], closed: threading.Event) -> None:
     def put(value: Any, error: BaseException | None = None) -> bool:
         while not closed.is_set():
             try:
@@ -31,26 +62,8 @@ def ahead(items: Iterable[_T], depth: int = 2) -> Generator[_T, None, None]:
                 continue
         return False
 
-    def make() -> None:
-        try:
-            for item in items:
-                if not put(item):
-                    return
-            put(_END)
-        except BaseException as error:  # whatever it is, it belongs to whoever asks
-            put(_END, error)
-
-    thread = threading.Thread(target=make, name="ahead", daemon=True)
-    thread.start()
     try:
-        while True:
-            value, error = made.get()
-            if error is not None:
-                raise error
-            if value is _END:
-                return
-            yield value
-            del value
-    finally:
-        closed.set()
-        thread.join()
+        if all(put(item) for item in items):
+            put(_END)
+    except BaseException as error:  # whatever it is, it belongs to whoever asks
+        put(_END, error)

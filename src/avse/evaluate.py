@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from avse import parallel
-from avse.ahead import ahead
+from avse.ahead import Ahead
 from avse.data import PairDataset
 from avse.features import Precision, resolve_precision
 from avse.inputs import Inputs, TextInputs, open_inputs, reads_regions, select
@@ -203,7 +203,7 @@ def encode_inputs(
     try:
         with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=half):
             rows = _parts(range(mine.start, mine.stop), batch_size)
-            with closing(ahead((inputs.images.batch(part) for part in rows), depth=1)) as batches:
+            with closing(Ahead((inputs.images.batch(part) for part in rows), depth=1)) as batches:
                 for part, batch in zip(rows, batches):
                     embed = model.embed_pixels if batch.ndim == 4 else model.embed_features
                     images[part] = embed(batch.to(model.device)).float().cpu().numpy()

@@ -19,8 +19,8 @@ MANIFEST = "manifest.json"
 _CHUNK = 1 << 20
 
 
-class ManifestError(ValueError):
-    """A folder is not what its manifest says; ``file`` is the path, ``expected`` and ``found`` are what disagrees."""
+class MismatchError(ValueError):
+    """A file is not what it should be; ``file`` is the path, ``expected`` and ``found`` are what disagrees."""
 
     def __init__(self, file: str | Path, expected: str, found: str) -> None:
         """Keep the three facts; they are also the arguments, so that the error survives pickling."""
@@ -30,6 +30,10 @@ class ManifestError(ValueError):
     def __str__(self) -> str:
         """Say the file and the two values that disagree."""
         return f"{self.file}: expected {self.expected}, found {self.found}"
+
+
+class ManifestError(MismatchError):
+    """A folder is not what its manifest says."""
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -160,22 +164,6 @@ def find_damages(folder: str | Path) -> Iterator[ManifestError]:
             yield ManifestError(path, f"{facts['bytes']} bytes", f"{size} bytes")
         elif (digest := sha256(path)) != facts["sha256"]:
             yield ManifestError(path, f"sha256 {facts['sha256']}", f"sha256 {digest}")
-
-
-def is_locked(path: str | Path) -> bool:
-    """Tell whether a living process of this machine holds a lock on a file; True where the system cannot say."""
-    try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        with open(path, "rb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
 
 
 def sync_folder(folder: str | Path) -> None:

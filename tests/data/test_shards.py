@@ -443,7 +443,7 @@ def test_a_shard_that_changed_or_went_is_named_by_every_way_of_reading(tmp_path)
         for reader in (data.stream, data.read):
             with pytest.raises(ShardError, match=r"t-001\.tar: expected .*, found ") as error:
                 list(reader(seed=0, epoch=0, buffer=4))
-            assert error.value.shard == str(path)
+            assert error.value.file == str(path)
         assert threading.active_count() == before
     lying = PairShards(data.name, (data.shards[0]._replace(samples=41),))
     with pytest.raises(ShardError, match=r"t-000\.tar: expected 41 samples, found 40"):
@@ -487,7 +487,7 @@ def test_random_damage_is_an_error_or_samples_and_never_a_crash(tmp_path):
             if shard.samples:
                 assert len(list(tars.read_samples(shard, range(shard.samples)))) == shard.samples
         except ShardError as error:
-            assert error.shard == str(path)
+            assert error.file == str(path)
             errors += 1
     assert 100 < errors < 500
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from avse.ahead import ahead
+from avse.ahead import Ahead
 from avse.heads import unit_blocks
 from avse.inputs import Inputs
 from avse.model import AVSE
@@ -68,7 +68,7 @@ def encode_plainly(model: AVSE, inputs: Inputs, batch_size: int) -> tuple[np.nda
     images, texts = [], []
     model.eval()
     with pooled_plainly(model), torch.inference_mode():
-        for rows, pixels in zip(pairs, ahead(inputs.images.batch(owner[rows]) for rows in pairs)):
+        for rows, pixels in zip(pairs, Ahead(inputs.images.batch(owner[rows]) for rows in pairs)):
             views = view_by_view(model, pixels, model.sampling(model.image_encoder.grid, len(pixels)))
             images.append(unit_blocks(model.unit_views(views), model.block_width))
             tokens = model.text_encoder.tokenize([captions[row] for row in rows])

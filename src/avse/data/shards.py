@@ -11,12 +11,10 @@ import glob
 import hashlib
 import json
 import os
-import queue
 import re
-import threading
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from avse.ahead import Ahead
 from avse.data.dataset import Skip
 from avse.data.entries import fields, read_json
 from avse.data.tars import PICTURES, Sample, Shard, ShardError, count_samples, read_samples
@@ -183,30 +182,15 @@ class PairShards:
         turn = [worker for worker in range(workers) if shares[worker] > rounds]
         served, turn = turn[: start - rounds * workers], turn[start - rounds * workers :]
         taken = [rounds + (worker in served) for worker in range(workers)]
-        stop = threading.Event()
-        ready: list[queue.Queue[Sample | Exception]] = [queue.Queue(_AHEAD) for _ in range(workers)]
         common = {"seed": seed, "epoch": epoch, "rank": rank, "ranks": ranks, "workers": workers, "buffer": buffer}
-        streams = [self.stream(worker=worker, start=taken[worker], **common) for worker in range(workers)]
-        threads = [threading.Thread(target=_fill, args=(*pair, stop), daemon=True) for pair in zip(streams, ready)]
-        for thread in threads:
-            thread.start()
-        try:
+        with ExitStack() as stack:
+            streams = [self.stream(worker=worker, start=taken[worker], **common) for worker in range(workers)]
+            readers = [stack.enter_context(closing(Ahead(stream, _AHEAD))) for stream in streams]
             while turn:
                 for worker in turn:
-                    item = ready[worker].get()
-                    if isinstance(item, Exception):
-                        raise item
+                    yield next(readers[worker])
                     taken[worker] += 1
-                    yield item
                 turn = [worker for worker in range(workers) if taken[worker] < shares[worker]]
-        finally:
-            stop.set()
-            for waiting in ready:  # whoever waits to put one more can, and sees that it is the last
-                with suppress(queue.Empty):
-                    while True:
-                        waiting.get_nowait()
-            for thread in threads:
-                thread.join()
 
     def _arriving(
         self, generator: np.random.Generator, first: int, given: NDArray[np.bool_]
@@ -236,16 +220,6 @@ def _shuffled(count: int, buffer: int, generator: np.random.Generator) -> Iterat
                 slots.pop()
             if not slots:
                 return
-
-
-def _fill(samples: Iterator[Sample], ready: queue.Queue[Sample | Exception], stop: threading.Event) -> None:
-    try:
-        for sample in samples:
-            ready.put(sample)
-            if stop.is_set():
-                return
-    except Exception as error:  # the one who takes raises it
-        ready.put(error)
 
 
 def _find(source: str) -> list[Path]:

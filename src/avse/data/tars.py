@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from avse.data.entries import kind_of
+from avse.files import MismatchError
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 TEXTS = ("txt", "json")
@@ -41,17 +42,8 @@ class Sample(NamedTuple):
     captions: tuple[str, ...]
 
 
-class ShardError(ValueError):
-    """A shard is not what it should be; ``shard`` is its path, ``expected`` and ``found`` are what disagrees."""
-
-    def __init__(self, shard: str | Path, expected: str, found: str) -> None:
-        """Keep the three facts; they are also the arguments, so that the error survives pickling."""
-        super().__init__(str(shard), expected, found)
-        self.shard, self.expected, self.found = str(shard), expected, found
-
-    def __str__(self) -> str:
-        """Say the shard and the two values that disagree."""
-        return f"{self.shard}: expected {self.expected}, found {self.found}"
+class ShardError(MismatchError):
+    """A shard is not what it should be."""
 
 
 class Shard(NamedTuple):

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from avse import files, parallel
-from avse.ahead import ahead
+from avse.ahead import Ahead
 from avse.config import TrainConfig
 from avse.data import PairDataset, Skip
 from avse.data.shards import PairShards
@@ -289,7 +289,7 @@ class Trainer:
         if epoch == config.frozen_epochs and epoch and not state.batches:
             self._note(f"epoch {epoch + 1}: the encoders are trained from here on")
         self._stop_if_asked(states.get("feed"))
-        feed = ahead(self.feed.epoch(epoch, state.batches, states.get("feed")), depth=1)
+        feed = Ahead(self.feed.epoch(epoch, state.batches, states.get("feed")), depth=1)
         with contextlib.closing(feed):
             while True:
                 started = time.perf_counter()
