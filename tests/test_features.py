@@ -203,8 +203,7 @@ def test_bf16_is_another_key_and_close(tmp_path, encoder, pictures, monkeypatch)
 
 
 def test_two_at_once_are_refused(tmp_path, encoder, pictures):
-    from avse.index.contract import StoreError
-    from avse.index.lock import OwnerLock
+    from avse.lock import LockError, OwnerLock
 
     grids(tmp_path, encoder, pictures)
     (folder,) = tmp_path.iterdir()
@@ -212,7 +211,7 @@ def test_two_at_once_are_refused(tmp_path, encoder, pictures):
     lock.acquire()
     assert len(grids(tmp_path, encoder, pictures).values) == 9  # complete: reading needs no lock
     (folder / "journal.txt").unlink()
-    with pytest.raises(StoreError, match="in use by"):
+    with pytest.raises(LockError, match="in use by"):
         grids(tmp_path, encoder, pictures)
     lock.release()
 

@@ -153,7 +153,7 @@ def test_a_training_is_not_replaced_unasked_and_has_one_owner(build, scenes, tmp
         fit(resume=True)
     assert fit(seed=1, force=True).history != history
     code = (
-        "import sys; from pathlib import Path; from avse.index.lock import OwnerLock\n"
+        "import sys; from pathlib import Path; from avse.lock import OwnerLock\n"
         "OwnerLock(Path(sys.argv[1])).acquire(); print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
@@ -163,7 +163,7 @@ def test_a_training_is_not_replaced_unasked_and_has_one_owner(build, scenes, tmp
         text=True,
     ) as other:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(TrainingError, match=f"belongs to a training that runs now.*process {other.pid}"):
+        with pytest.raises(TrainingError, match=f"in use by process {other.pid}: a training runs there"):
             fit(resume=True)
         other.stdin.close()
 

@@ -25,7 +25,7 @@ from avse import files
 from avse.data import Skip
 from avse.encoders import ImageEncoder, TextEncoder
 from avse.images import ImageError
-from avse.index.lock import OwnerLock
+from avse.lock import OwnerLock
 from avse.rowstore import RowStore
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -119,7 +119,7 @@ class FeatureCache:
 
         Raises:
             FeatureError: Features that are not fixed, no readable picture, too little disk, values beyond float16.
-            StoreError: Another process is filling the same grids.
+            LockError: Another process is filling the same grids.
         """
         _require_fixed(encoder, "image_augment", image_augment)
         if (stage := encoder.settings.sampling_stage) != "output":

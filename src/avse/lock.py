@@ -6,8 +6,6 @@ import os
 import sys
 from pathlib import Path
 
-from avse.index.contract import StoreError
-
 if sys.platform == "win32":
     import msvcrt
 
@@ -22,11 +20,23 @@ else:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+NAME = "lock"
+
+
+class LockError(OSError):
+    """The right to change a folder cannot be had; ``held``: because somebody else has it, else it is not writable."""
+
+    def __init__(self, told: str, held: bool) -> None:
+        """Say what is in the way."""
+        super().__init__(told)
+        self.held = held
+
+
 class OwnerLock:
-    """The right to change one index; taken by `acquire`, given back by `release` or by the end of the process."""
+    """The right to change one folder; taken by `acquire`, given back by `release` or by the end of the process."""
 
     def __init__(self, folder: Path) -> None:
-        """Name the index; nothing is locked yet."""
+        """Name the folder; nothing is locked yet."""
         self._folder = folder
         self._handle: int | None = None
 
@@ -39,27 +49,21 @@ class OwnerLock:
         """Take the lock, or keep it.
 
         Raises:
-            StoreError: Another one holds it, whose process number is named where it can be read; or the lock file
+            LockError: Another one holds it, whose process number is named where it can be read; or the lock file
                 cannot be written (a read-only folder).
         """
         if self._handle is not None:
             return
-        path = self._folder / "lock"
+        path = self._folder / NAME
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise StoreError(
-                f"{self._folder} cannot be changed (nor searched, unless it is in the memory store): its lock file "
-                f"cannot be written ({error.strerror or error}): make the folder writable, or copy it to where you may"
-            ) from error
+            raise LockError(f"{self._folder}: its lock file cannot be written ({error.strerror})", False) from error
         try:
             _lock(handle)
         except OSError as error:
             os.close(handle)
-            raise StoreError(
-                f"{self._folder} is in use by {_holder(path)}: close it there first, "
-                "or ask a server that holds it (--url)"
-            ) from error
+            raise LockError(f"{self._folder} is in use by {_holder(path)}", True) from error
         os.ftruncate(handle, 0)
         os.write(handle, str(os.getpid()).encode())
         self._handle = handle
@@ -69,6 +73,20 @@ class OwnerLock:
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
+
+
+def is_locked(folder: Path) -> bool:
+    """Tell whether a living process of this machine holds the lock of a folder; True where the system cannot say."""
+    if sys.platform == "win32":
+        return True
+    try:
+        with open(folder / NAME, "rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def _holder(path: Path) -> str:

@@ -110,7 +110,7 @@ def test_a_silent_run_is_doubted_with_its_age(avse, runs):
 
 
 def test_a_run_of_this_machine_without_a_process_was_killed(avse, runs):
-    from avse.index.lock import OwnerLock
+    from avse.lock import OwnerLock
 
     make(runs / "c", [150.0], end="running")
     assert table(avse("runs", runs).out)["c"]["status"] == "killed"

@@ -145,10 +145,10 @@ def _status(run: dict[str, Any]) -> str:
     """Say how a run is; doubt one that has not been heard of for longer than it can be silent, and say since when."""
     if run["status"] != "running" or not run.get("updated"):
         return str(run["status"])
-    from avse.files import is_locked
+    from avse.lock import is_locked
     from avse.trainer.record import CHECKPOINTS
 
-    if run.get("host") == platform.node() and not is_locked(run["folder"] / CHECKPOINTS / "lock"):
+    if run.get("host") == platform.node() and not is_locked(run["folder"] / CHECKPOINTS):
         return "killed"
     silent = (datetime.now(timezone.utc) - datetime.fromisoformat(run["updated"])).total_seconds() / 60
     if silent <= 3 * run.get("checkpoint_minutes", 10) + SILENT:

@@ -22,7 +22,7 @@ import qdrant_edge as engine
 
 from avse.files import sync_folder, write_json
 from avse.index.contract import Blocks, Hit, Layout, Payload, StoreError
-from avse.index.lock import OwnerLock
+from avse.index.lock import IndexLock
 from avse.index.points import VECTOR, Kit, PointStore, check_side, to_filter
 from avse.index.where import Node
 
@@ -40,7 +40,7 @@ class EmbeddedStore(PointStore):
 
     kit = Kit(engine, engine.RangeFloat, engine.RangeDateTime, engine.IsEmptyCondition)
 
-    def __init__(self, folder: Path, layout: Layout, lock: OwnerLock) -> None:
+    def __init__(self, folder: Path, layout: Layout, lock: IndexLock) -> None:
         """Take the lock and open the shard in ``folder``; its log is replayed after a crash.
 
         Raises:

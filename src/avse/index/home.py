@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from avse.files import replace_folder
 from avse.index.contract import Store
-from avse.index.lock import OwnerLock
+from avse.index.lock import IndexLock
 from avse.index.manifest import Manifest, is_index, read_manifest, relative_folder
 from avse.index.memory import MemoryStore
 
@@ -73,7 +73,7 @@ class FolderHome:
             raise FileExistsError(f"{path} is there and is no index: choose another name (even force leaves it alone)")
         if not force:
             raise FileExistsError(f"{path} is an index already: open it, or replace it with force=True / --force")
-        lock = OwnerLock(path)
+        lock = IndexLock(path)
         lock.acquire()
         lock.release()
 
@@ -107,7 +107,7 @@ class FolderHome:
 
     def open(self, manifest: Manifest) -> Store:
         """Open the store; the embedded one takes the lock."""
-        place = self._folder / manifest.store, manifest.layout, OwnerLock(self._folder)
+        place = self._folder / manifest.store, manifest.layout, IndexLock(self._folder)
         if manifest.store == "memory":
             return MemoryStore(*place)
         store: Store = _sharded()(*place, manifest.shards) if manifest.shards > 1 else _embedded()(*place)

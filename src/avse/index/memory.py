@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from avse.index.contract import Blocks, Hit, Layout, Payload
 from avse.index.exact import exact_scores, rounding
-from avse.index.lock import OwnerLock
+from avse.index.lock import IndexLock
 from avse.index.rows import Rows
 from avse.index.segments import Segments
 from avse.index.where import Node, has
@@ -34,7 +34,7 @@ Numbers = NDArray[np.int64]
 class MemoryStore:
     """Brute force over (n, P, C) images or (n, Q, C) texts; scores and order are those of float64."""
 
-    def __init__(self, folder: Path, layout: Layout, lock: OwnerLock) -> None:
+    def __init__(self, folder: Path, layout: Layout, lock: IndexLock) -> None:
         """Open the store in ``folder`` for reading.
 
         Raises:

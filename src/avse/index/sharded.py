@@ -16,14 +16,14 @@ import numpy as np
 
 from avse.index.contract import Blocks, Hit, Layout, Payload, StoreError
 from avse.index.embedded import EmbeddedStore
-from avse.index.lock import OwnerLock
+from avse.index.lock import IndexLock
 from avse.index.where import Node
 
 
 class ShardedStore:
     """N embedded shards of (n, P, C) images under one lock; ties and scores are those of a single shard."""
 
-    def __init__(self, folder: Path, layout: Layout, lock: OwnerLock, shards: int) -> None:
+    def __init__(self, folder: Path, layout: Layout, lock: IndexLock, shards: int) -> None:
         """Take the lock and open the shards ``folder/0`` to ``folder/N-1``.
 
         Raises:
@@ -37,7 +37,7 @@ class ShardedStore:
                 place = folder / str(number)
                 if not place.is_dir():
                     raise StoreError(f"{place} is missing, one of {shards} shards: copy it back or use --force")
-                self._shards.append(EmbeddedStore(place, layout, OwnerLock(place)))
+                self._shards.append(EmbeddedStore(place, layout, IndexLock(place)))
         except BaseException:
             self.close()
             raise

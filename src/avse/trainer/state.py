@@ -23,8 +23,7 @@ import torch
 from torch import Tensor
 
 from avse import checkpoint, files, parallel
-from avse.index.contract import StoreError
-from avse.index.lock import OwnerLock
+from avse.lock import LockError, OwnerLock
 from avse.model import AVSE
 from avse.trainer.random import random_states
 from avse.trainer.record import CHECKPOINTS
@@ -103,11 +102,9 @@ class Checkpoints:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 try:
                     self.lock.acquire()
-                except StoreError as error:
-                    raise TrainingError(
-                        f"{self.folder.parent} belongs to a training that runs now, or cannot be written: name another "
-                        f"--out, or wait for it ({error})"
-                    ) from error
+                except LockError as error:
+                    way = "a training runs there, wait for it or name" if error.held else "name"
+                    raise TrainingError(f"{error}: {way} another --out") from error
                 for left in self.folder.glob(".*.former"):
                     checkpoint.recover(self.folder / left.name[1 : -len(".former")])
                 for left in (*self.folder.glob(".*.tmp"), *self.folder.glob(".*.former")):
