@@ -13,7 +13,7 @@ import pytest
 
 from avse.plots import draw_curves
 from avse.trainer.board import Board
-from avse.trainer.table import HEADER_EVERY, Progress, memory_bytes
+from avse.trainer.table import HEADER_EVERY, ProgressTable, memory_bytes
 
 PARTS = {"loss": 2.0, "matching": 1.5, "decorrelation": 0.5, "gradient": 3.0, "violations": 0.25}
 
@@ -53,7 +53,7 @@ def rows(text):
 
 def test_a_file_gets_rows_of_means_and_no_bar():
     out = io.StringIO()
-    with Progress(4, every_seconds=0, epochs=2, stream=out) as table:
+    with ProgressTable(4, every_seconds=0, epochs=2, stream=out) as table:
         table.every_seconds = 3600
         table.step(PARTS, 32, 0.0)
         table.step({}, 32, 0.0)  # a step that was left out
@@ -79,7 +79,7 @@ def test_a_file_gets_rows_of_means_and_no_bar():
 
 def test_rate_and_waiting_are_of_the_steps_without_the_validation():
     out = io.StringIO()
-    with Progress(2, every_seconds=3600, stream=out) as table:
+    with ProgressTable(2, every_seconds=3600, stream=out) as table:
         started = time.perf_counter()
         time.sleep(0.2)
         table.step(PARTS, 100, 0.1)
@@ -93,12 +93,12 @@ def test_rate_and_waiting_are_of_the_steps_without_the_validation():
 
 def test_rows_come_by_time_and_the_header_again():
     out = io.StringIO()
-    with Progress(100, every_seconds=0, stream=out) as table:
+    with ProgressTable(100, every_seconds=0, stream=out) as table:
         for _ in range(HEADER_EVERY + 1):
             table.step(PARTS, 1, 0.0)
     assert out.getvalue().count("pic/s") == 2 and len(rows(out.getvalue())) == HEADER_EVERY + 1
     quiet = io.StringIO()
-    with Progress(100, every_seconds=3600, stream=quiet) as table:
+    with ProgressTable(100, every_seconds=3600, stream=quiet) as table:
         for _ in range(50):
             table.step(PARTS, 1, 0.0)
     assert quiet.getvalue() == ""
@@ -106,7 +106,9 @@ def test_rows_come_by_time_and_the_header_again():
 
 def test_a_resumed_run_knows_its_step_epoch_and_best():
     out = io.StringIO()
-    with Progress(40, 21, every_seconds=0, epochs=4, history=[entry(0, 50.0), entry(1, 90.0)], stream=out) as table:
+    with ProgressTable(
+        40, 21, every_seconds=0, epochs=4, history=[entry(0, 50.0), entry(1, 90.0)], stream=out
+    ) as table:
         table.step(PARTS, 1, 0.0)
         table.epoch(entry(2, 70.0))
     assert rows(out.getvalue())[0]["epoch"] == "3/4" and rows(out.getvalue())[0]["step"] == "22"
@@ -115,7 +117,7 @@ def test_a_resumed_run_knows_its_step_epoch_and_best():
 
 def test_disabled_writes_nothing():
     out = io.StringIO()
-    with Progress(2, enabled=False, every_seconds=0, stream=out) as table:
+    with ProgressTable(2, enabled=False, every_seconds=0, stream=out) as table:
         table.step(PARTS, 1, 0.0)
         table.epoch(entry(0, 1.0))
         table.note("x")
@@ -124,10 +126,10 @@ def test_disabled_writes_nothing():
 
 TERMINAL = """
 import sys, time
-from avse.trainer.table import Progress
+from avse.trainer.table import ProgressTable
 sys.path.insert(0, {here!r})
 from test_table import PARTS, entry
-with Progress(6, every_seconds=0, epochs=1) as table:
+with ProgressTable(6, every_seconds=0, epochs=1) as table:
     for _ in range(6):
         table.step(PARTS, 32, 0.0)
         time.sleep(0.15)

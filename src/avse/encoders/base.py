@@ -6,6 +6,7 @@ The weights of a saved model are in the model's safetensors, not in an encoder's
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import hashlib
 import importlib.util
@@ -49,7 +50,7 @@ class TokenBatch:
     truncated: Tensor
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module, abc.ABC):
     """What image and text encoders share; W is `width`, the channels of a token."""
 
     kind: ClassVar[str]
@@ -120,9 +121,9 @@ class Encoder(nn.Module):
         for block in blocks:
             block.compile(dynamic=True)
 
+    @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return what shapes the output besides the weights, as JSON can say it."""
-        raise NotImplementedError
 
     def fingerprint(self) -> str:
         """Return the SHA-256 (hex) over description and weights: equal fingerprints give equal tokens."""
@@ -156,8 +157,9 @@ class Encoder(nn.Module):
         return rebuilt
 
     @classmethod
+    @abc.abstractmethod
     def _rebuild(cls: type[_E], folder: Path, data: dict[str, Any]) -> _E:
-        raise NotImplementedError
+        """Build it with random weights from what `save` wrote."""
 
     def _facts(self) -> dict[str, Any]:
         return {}
@@ -190,9 +192,9 @@ class ImageEncoder(Encoder):
         """Read one picture into (3, H, W) float32 pixels; ImageError where it cannot be read."""
         return load_pixels(source, self.pixels)
 
+    @abc.abstractmethod
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Encode pixels (B, 3, H, W) into tokens (B, num_prefix + G, W), prefix first."""
-        raise NotImplementedError
 
     def forward_views(self, pixel_values: Tensor, patch_indices: Tensor) -> Tensor:
         """Encode views of which only some cells are seen.
@@ -238,13 +240,13 @@ class TextEncoder(Encoder):
     pad_id: int
     can_augment: bool = False
 
+    @abc.abstractmethod
     def tokenize(self, texts: Sequence[str]) -> TokenBatch:
         """Turn sentences into numbers; an empty sentence is valid, an empty batch (ValueError) is not."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Encode (B, L) ids into tokens (B, L, W); rows at padding positions mean nothing."""
-        raise NotImplementedError
 
     def kept(self, attention_mask: Tensor) -> Tensor:
         """Return which tokens (B, L) bool a head looks at, so that others need not be stored: here all real ones."""

@@ -34,7 +34,7 @@ _COLUMNS: tuple[tuple[str, int, int], ...] = (
 )
 
 
-class Progress:
+class ProgressTable:
     """Rows of means since the row before, an epoch's validation, notes; as a context it closes the bar.
 
     Args:
@@ -115,7 +115,7 @@ class Progress:
         if self.enabled:
             self._write(text)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressTable:
         """Return the table itself."""
         return self
 
