@@ -143,13 +143,13 @@ def test_a_training_is_not_replaced_unasked_and_has_one_owner(build, scenes, tmp
         return Trainer(build(), config, progress=False).fit(scenes["train"], scenes["val"], out=tmp_path / "r", **how)
 
     fit()
-    with pytest.raises(FileExistsError, match="holds a training already: resume goes on with it; force"):
+    with pytest.raises(FileExistsError, match="holds a model already; --resume goes on, --force"):
         fit(seed=1)
     history = fit(resume=True).history  # it had finished
     assert len(history) == 1
     for folder in (tmp_path / "r" / "checkpoints").glob("step-*"):
         shutil.rmtree(folder)
-    with pytest.raises(FileExistsError, match="holds a training and no checkpoint to go on from; force"):
+    with pytest.raises(FileExistsError, match="holds a model and no checkpoint to go on from; --force"):
         fit(resume=True)
     assert fit(seed=1, force=True).history != history
     code = (

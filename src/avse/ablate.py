@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from avse import files
 from avse.config import ConfigError, ModelConfig, Recipe, Section, TrainConfig, change
 from avse.encoders import ImageEncoder, TextEncoder
 from avse.experiment import Measured, settings_there, summarise, train_and_measure
 from avse.inputs import Inputs
-from avse.sampling import RadialBiasSampling, mean_overlap
+from avse.sampling import RadialBiasSampling
 
 FULL = "full"
 SECTIONS: dict[str, type[Section]] = {"model": ModelConfig, "train": TrainConfig}
@@ -183,8 +181,7 @@ def views_overlap(model: ModelConfig, grid: tuple[int, int]) -> float | None:
     sampling = RadialBiasSampling(
         model.num_views, model.keep, model.keep_eval, model.alpha, model.sampling, model.count_prefix
     )
-    views = sampling(grid, 512, torch.Generator().manual_seed(0))
-    return round(mean_overlap(views, grid[0] * grid[1]), 3)
+    return round(sampling.overlap(grid), 3)
 
 
 def table_lines(table: dict[str, Any]) -> list[str]:

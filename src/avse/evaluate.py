@@ -15,7 +15,7 @@ from avse import parallel
 from avse.ahead import Ahead
 from avse.data import PairDataset
 from avse.features import Precision, resolve_precision
-from avse.inputs import Inputs, TextInputs, open_inputs, reads_regions, select
+from avse.inputs import Inputs, open_inputs, reads_regions, select
 from avse.metrics import RetrievalReport
 from avse.model import AVSE
 from avse.protocols import Scored, measure, prepare
@@ -194,7 +194,7 @@ def encode_inputs(
     first = np.unique(text_groups(inputs.dataset.captions), return_index=True)[1]
     distinct = [inputs.dataset.captions[i] for i in first]
     texts = np.empty((len(distinct), model.num_text_blocks, model.block_width), np.float32)
-    order = np.argsort(_lengths(inputs.texts, distinct), kind="stable").tolist()
+    order = np.argsort(inputs.texts.lengths(distinct), kind="stable").tolist()
     mine = parallel.own_rows(len(images)) if shared else slice(0, len(images))
     order = order[parallel.rank() :: parallel.world()] if shared else order
     tick, half = tick or (lambda count: None), resolve_precision(model.device, precision) == "bf16"
@@ -219,14 +219,6 @@ def encode_inputs(
         for of_images, some, of_texts, others in parallel.gather_objects((mine, images[mine], order, texts[order])):
             images[of_images], texts[of_texts] = some, others
     return images, texts
-
-
-def _lengths(texts: TextInputs, captions: Sequence[str]) -> list[int]:
-    """Count the tokens of each caption."""
-    if texts.tokens is not None:
-        return texts.tokens.lengths[[texts.row[caption] for caption in captions]].tolist()
-    masks = (texts.encoder.tokenize(part).attention_mask for part in _parts(captions, 1024))
-    return [length for mask in masks for length in mask.sum(dim=1).tolist()]
 
 
 def _parts(rows: Sequence[_T], size: int) -> list[Sequence[_T]]:

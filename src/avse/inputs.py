@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from avse import parallel
 from avse.data import PairDataset, Skip
 from avse.data.dataset import FeatureRows
 from avse.encoders import ImageEncoder, TextEncoder
@@ -62,13 +63,22 @@ class PixelInputs:
     """
 
     def __init__(
-        self, encoder: ImageEncoder, dataset: PairDataset, *, workers: int = 2, augment: Augment | None = None
+        self,
+        encoder: ImageEncoder,
+        dataset: PairDataset,
+        *,
+        workers: int = 2,
+        augment: Augment | None = None,
+        shared: bool = False,
     ) -> None:
         self.encoder, self.augment = encoder, augment
         self.pool = ThreadPoolExecutor(max(1, workers))
         self.precision = "fp32"
-        bar = tqdm(dataset.image_paths, desc=f"checking {dataset.split} pictures", unit="picture", leave=False)
+        paths = dataset.image_paths[parallel.own_rows(dataset.num_images)] if shared else dataset.image_paths
+        bar = tqdm(paths, desc=f"checking {dataset.split} pictures", unit="picture", leave=False)
         checked = list(self.pool.map(_check, bar))
+        if shared:
+            checked = [found for part in parallel.gather_objects(checked) for found in part]
         self.content = sha256(" ".join(digest for digest, _ in checked).encode()).hexdigest()
         self.kept = np.array([row for row, (_, problem) in enumerate(checked) if not problem], dtype=np.int64)
         self.skipped = tuple(Skip(dataset.image_ids[row], text) for row, (_, text) in enumerate(checked) if text)
@@ -167,17 +177,22 @@ class TextInputs:
         self.row = {text: row for row, text in enumerate(self.distinct)}
         self.tokens = text_tokens(encoder, self.distinct, device=device) if encoder.frozen else None
         if self.tokens is not None:
-            cut = int(self.tokens.truncated.sum())
+            self._lengths, truncated = self.tokens.lengths, self.tokens.truncated
         else:
             parts = (self.distinct[start : start + 1024] for start in range(0, len(self.distinct), 1024))
-            cut = sum(int(encoder.tokenize(part).truncated.sum()) for part in parts)
-        if cut:
+            counted = [(batch.attention_mask.sum(dim=1), batch.truncated) for batch in map(encoder.tokenize, parts)]
+            self._lengths, truncated = (torch.cat(column) for column in zip(*counted))
+        if cut := int(truncated.sum()):
             log.warning(
                 "%d of %d texts are longer than %d tokens and are cut (text_encoder.max_length)",
                 cut,
                 len(self.distinct),
                 encoder.max_length,
             )
+
+    def lengths(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """Return how many tokens texts have, (m,)."""
+        return self._lengths[[self.row[text] for text in texts]].numpy()
 
     def batch(self, texts: Sequence[str], augment: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Return ids (B, L) or features (B, L, W), and the mask (B, L); `augment` masks and drops words."""
@@ -211,10 +226,12 @@ def open_inputs(
     cache: str | Path | None = None,
     workers: int = 2,
     augment: Augment | None = None,
+    shared: bool = False,
 ) -> Inputs:
     """Open a split: with a cache folder the frozen encoder's grids, otherwise pictures decoded when they are asked for.
 
-    A data set of features made beforehand is read as it is and needs no cache.
+    A data set of features made beforehand is read as it is and needs no cache. With `shared` every process of a
+    training calls this, and a picture that is not cached is checked by one of them.
 
     Raises:
         FeatureError: a cache is named, but the encoder is not frozen, samples at its input, or pictures are augmented.
@@ -235,7 +252,7 @@ def open_inputs(
             model.image_encoder, dataset, cache, model.device, workers=workers, image_augment=augment is not None
         )
     else:
-        images = PixelInputs(model.image_encoder, dataset, workers=workers, augment=augment)
+        images = PixelInputs(model.image_encoder, dataset, workers=workers, augment=augment, shared=shared)
     for skip in images.skipped[:LISTED]:
         log.warning("left out: %s: %s", skip.name, skip.reason)
     if len(images.skipped) > LISTED:

@@ -162,11 +162,6 @@ def any_rank(flag: bool) -> bool:
     return any(gather_objects(flag))
 
 
-def barrier() -> None:
-    """Wait until every process is here."""
-    gather_objects(None)
-
-
 @contextmanager
 def main_first() -> Iterator[None]:
     """Run the block in process 0, then in the others, which find what it left on disk.

@@ -153,6 +153,13 @@ class RadialBiasSampling(torch.nn.Module):
         self.num_views, self.keep, self.keep_eval = num_views, keep, keep if keep_eval is None else keep_eval
         self.alpha, self.method, self.count_prefix = alpha, method, count_prefix
 
+    def overlap(self, grid: tuple[int, int], draws: int = 512) -> float:
+        """Measure the mean share of a grid's cells that two training views of one image have in common."""
+        training = self.training
+        drawn = self.train()(grid, draws, torch.Generator().manual_seed(0))
+        self.train(training)
+        return mean_overlap(drawn, grid[0] * grid[1])
+
     def forward(self, grid: tuple[int, int], batch: int, generator: torch.Generator | None = None) -> Tensor:
         """Return (B, V, K) int64 cells of a grid (h, w); `generator` counts in training only."""
         cells = grid[0] * grid[1]

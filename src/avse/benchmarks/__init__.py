@@ -31,8 +31,10 @@ def machine() -> dict[str, Any]:
     """Return what a figure of speed stands with: processor, cores, versions, threads, date (UTC)."""
     import torch
 
+    from avse.trainer.record import processor
+
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -100,11 +102,3 @@ def _hold(cores: int) -> None:
     """Hold this process to some cores, the last ones: the first is where the system works too."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-cores:])
-
-
-def _processor() -> str:
-    """Return the processor's name as Linux knows it, else what Python knows."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text("utf-8", "replace").splitlines() if path.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

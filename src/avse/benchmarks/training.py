@@ -33,7 +33,6 @@ from avse.scoring import aeom
 from avse.texts import text_groups
 from avse.trainer.step import Batch, Step
 
-PARTS = ("encode", "step", "compile", "memory")
 FIELDS = {
     "measure": "encode, step, compile or memory",
     "way": "how",
@@ -94,15 +93,15 @@ class Sizes:
 
 
 def measure_training(
-    sizes: Sizes, *, runs: int = 3, threads: int = 1, parts: Sequence[str] = PARTS
+    sizes: Sizes, *, parts: Sequence[str], runs: int = 3, threads: int = 1
 ) -> Iterator[dict[str, Any]]:
     """Measure the chosen parts.
 
     Args:
         sizes: pictures and batches.
+        parts: some of encode, step, compile, memory.
         runs: timed turns, of which medians are taken; memory is measured once.
         threads: cores that a process may use.
-        parts: of `PARTS`.
 
     Yields:
         Rows of `FIELDS`.

@@ -146,14 +146,16 @@ def without_leaks(
         What to train on, and what run.json says of it.
     """
     from avse import parallel
-    from avse.leaks import describe, drop, find_leaks
+    from avse.leaks import Leak, describe, drop, find_leaks
 
     data = recipe.data
     if data.leaks == "ignore":
         return train, {"leaks": {"looked": False}}
+    leaks: tuple[Leak, ...] = ()
     with parallel.main_first():
-        cache = Path(data.cache or CACHE)
-        leaks = find_leaks(train, others, cache=cache, workers=recipe.train.workers, progress=parallel.is_main())
+        if parallel.is_main():
+            leaks = find_leaks(train, others, cache=Path(data.cache or CACHE), workers=recipe.train.workers)
+    leaks = parallel.broadcast_object(leaks)
     if leaks and data.leaks == "error":
         raise ValueError(describe(leaks))
     if leaks and parallel.is_main():

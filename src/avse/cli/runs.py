@@ -106,7 +106,7 @@ def row_of(name: str, run: dict[str, Any]) -> dict[str, Any]:
         "init from": identity.get("init_from"),
         "started": run.get("started"),
         "avse": versions.get("avse"),
-        "torch": run.get("torch"),
+        "torch": versions.get("torch"),
         "processor": (run.get("hardware") or {}).get("processor"),
         "aware rSum": best.get("duplicate_aware_rsum"),
         "problem": run.get("error") or run["problem"],

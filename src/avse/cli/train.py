@@ -57,15 +57,16 @@ def run(args: argparse.Namespace) -> int:
     common.prepare_process()
     from avse import parallel
     from avse.data import PairDataset, load_dataset
+    from avse.trainer.record import refuse_to_replace
 
     args.device = parallel.start(args.device)
     if not parallel.is_main():
         logging.getLogger().setLevel(logging.ERROR)
     recipe, out = _recipe(args), Path(args.out or f"runs/{Path(args.config or 'train').stem}")
     members = _members(recipe, out)
-    with parallel.main_first():
-        for _, folder in members:
-            _refuse_to_replace(folder, args)
+    with parallel.main_first():  # before what takes long; the trainer looks again when the folder is its own
+        for _, folder in members if not args.force else ():
+            refuse_to_replace(folder, args.resume)
     device = common.device_of(args)
     source, root = str(recipe.data.source), recipe.data.root
     train, val = _train_pairs(recipe), load_dataset(source, root=root, split="val")
@@ -79,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
     if parallel.is_main():
         for part in (train, val):
             common.tell(part)
+    test = _test_split(source, root)
     facts: dict[str, Any] = {"leaks": {"looked": False}}
     if not isinstance(train, PairDataset):
         if recipe.data.leaks in ("drop", "error"):
@@ -89,9 +91,7 @@ def run(args: argparse.Namespace) -> int:
         if recipe.data.leaks == "warn" and parallel.is_main():
             print("shards are not looked through for pictures of validation or test", file=sys.stderr)
     else:
-        others = {"val": val}
-        if _has_test(source, root):
-            others["test"] = load_dataset(source, root=root, split="test", check_images=False)
+        others = {"val": val} if test is None else {"val": val, "test": test}
         train, facts = common.without_leaks(recipe, train, others)
     for number, (member, folder) in enumerate(members, 1):
         result = _train(member, folder, train, val, device, args, facts)
@@ -103,19 +103,20 @@ def run(args: argparse.Namespace) -> int:
         folders = [str(folder / "model") for _, folder in members]
         command = ["avse", "evaluate", *folders, source, *(["--root", root] if root else [])]
         command += ["--ensemble"] if len(members) > 1 else []
-        command += [] if _has_test(source, root) else ["--split", "val"]
+        command += ["--split", "val"] if test is None else []
         print(f"model{'s' if len(members) > 1 else ''} in {', '.join(folders)}; next: {shlex.join(command)}")
     return 0
 
 
-def _has_test(source: str, root: str | None) -> bool:
-    """Tell whether the data name a test split, such as COCO's own captions do not."""
+def _test_split(source: str, root: str | None) -> PairDataset | None:
+    """Return the test split, where the data name one, unlike COCO's own captions."""
     from avse.data import load_dataset
 
     try:
-        return load_dataset(source, root=root, split="test", check_images=False).num_images > 0
+        test = load_dataset(source, root=root, split="test", check_images=False)
     except ValueError:
-        return False
+        return None
+    return test if test.num_images else None
 
 
 def _train(
@@ -185,13 +186,6 @@ def _members(recipe: Recipe, out: Path) -> list[tuple[Recipe, Path]]:
     seeds = (recipe.train.model_copy(update={"seed": recipe.train.seed + i}) for i in range(recipe.ensemble))
     one = [recipe.model_copy(update={"ensemble": 1, "train": train}) for train in seeds]
     return [(member, out / f"member-{i}") for i, member in enumerate(one)]
-
-
-def _refuse_to_replace(out: Path, args: argparse.Namespace) -> None:
-    if (out / "model").exists() and not (args.force or args.resume):
-        raise FileExistsError(f"{out} holds a model already; --force trains anew, --resume goes on")
-    if (out / "checkpoints").exists() and not (args.force or args.resume):
-        raise FileExistsError(f"{out} holds a run that was stopped; --resume goes on, --force trains anew")
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:

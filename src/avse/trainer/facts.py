@@ -98,10 +98,8 @@ def described(model: AVSE, config: TrainConfig, train: Train, val: Inputs, steps
 def views_overlap(model: AVSE, train: Train) -> float | None:
     """Measure what two training views share: over drawn ones, or over the first pictures where they are learnt."""
     encoder, groups = model.image_encoder, model.groups
-    cells = encoder.grid[0] * encoder.grid[1]
     if groups is None:
-        drawn = model.sampling.train()(encoder.grid, 256, torch.Generator().manual_seed(0))
-        return round(mean_overlap(drawn, cells), 4)
+        return round(model.sampling.overlap(encoder.grid), 4)
     if isinstance(train, PairShards):
         return None
     model.eval()
@@ -109,7 +107,8 @@ def views_overlap(model: AVSE, train: Train) -> float | None:
     with torch.inference_mode():
         seen = train.images.batch(range(min(64, train.dataset.num_images))).to(model.device)
         tokens = encoder(seen) if seen.ndim == 4 else seen
-        return round(mean_overlap(groups(tokens[:, encoder.num_prefix :])[0].cpu(), cells), 4)
+        chosen = groups(tokens[:, encoder.num_prefix :])[0].cpu()
+        return round(mean_overlap(chosen, encoder.grid[0] * encoder.grid[1]), 4)
 
 
 def figures(report: RetrievalReport) -> dict[str, Any]:

@@ -32,11 +32,11 @@ from avse.trainer.board import Board
 from avse.trainer.facts import described, figures, identity_of, views_overlap
 from avse.trainer.feed import Fed, Feed, PairFeed, ShardFeed, augmentation
 from avse.trainer.random import set_random_states
-from avse.trainer.record import HISTORY, MODEL, RunRecord
+from avse.trainer.record import HISTORY, MODEL, RunRecord, refuse_to_replace
 from avse.trainer.schedule import epoch_seed, hold_encoders, parameter_groups, rate_factor, set_rates
 from avse.trainer.state import Checkpoints, Progress, Signals, TrainingError, load_trained, trained_state
 from avse.trainer.step import Step
-from avse.trainer.table import Progress as Table
+from avse.trainer.table import ProgressTable
 from avse.trainer.watch import CollapseWatch, NanPolicy
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class Trainer:
             self.record = RunRecord(folder, known, step=self.state.step, resume=resume)
             stack.enter_context(self.record)
             self.table = stack.enter_context(
-                Table(
+                ProgressTable(
                     self.total,
                     self.state.step,
                     self.progress and parallel.is_main(),
@@ -170,7 +170,7 @@ class Trainer:
             state.seconds,
             skipped,
             self.folder,
-            next(filter(None, parallel.gather_objects(self.signals.name)), ""),
+            next(filter(None, parallel.gather_objects(self.signals.asked)), ""),
             finished,
         )
 
@@ -189,11 +189,6 @@ class Trainer:
         self.val = self._inputs(val, augmented=False)
         if self.val.dataset.split == "test":
             raise TrainingError("the test split must not choose the epoch: give the validation split as val")
-        if (
-            not isinstance(self.train, PairShards)
-            and self.train.dataset.fingerprint() == self.val.dataset.fingerprint()
-        ):
-            raise TrainingError("the same pairs would train and choose the epoch: give the validation split as val")
         self.total = config.epochs * self.feed.steps
 
     def _inputs(self, data: PairDataset | Inputs, augmented: bool) -> Inputs:
@@ -201,7 +196,9 @@ class Trainer:
             return data
         change = augmentation(self.config) if augmented else None
         with parallel.main_first() if self.cache else contextlib.nullcontext():
-            return open_inputs(self.model, data, cache=self.cache, workers=self.config.workers, augment=change)
+            return open_inputs(
+                self.model, data, cache=self.cache, workers=self.config.workers, augment=change, shared=not self.cache
+            )
 
     def _board(self) -> Any:
         """TensorBoard's curves, where they are asked for and there is a folder."""
@@ -218,6 +215,8 @@ class Trainer:
         self.states: dict[str, Any] = {}
         self.best: dict[str, torch.Tensor] = {}
         self.identity = identity_of(self.model, config, self.train, self.val, self.shuffle_buffer)
+        if self.identity["train"] == self.identity["val"]:
+            raise TrainingError("the same pairs would train and choose the epoch: give the validation split as val")
         self.saved, self.nan = time.monotonic(), NanPolicy(config.max_nan_steps)
         self.watch = CollapseWatch(
             margin=config.margin,
@@ -236,9 +235,8 @@ class Trainer:
             log.info("going on from epoch %d, step %d", self.state.epoch + 1, self.state.step)
             return True
         with parallel.main_first():
-            if not force and (self.checkpoints.there or (self.folder / MODEL).exists()):
-                way = "and no checkpoint to go on from" if resume else "already: resume goes on with it"
-                raise FileExistsError(f"{self.folder} holds a training {way}; force (--force) replaces it")
+            if not force:
+                refuse_to_replace(self.folder, resume)
         self.checkpoints.clear()
         if parallel.is_main():
             shutil.rmtree(self.folder / MODEL, ignore_errors=True)
@@ -320,8 +318,8 @@ class Trainer:
         if not self.nan.may_go_on(parts is not None):
             raise TrainingError(self.nan.message(epoch, state.step, config.lr, config.encoder_lr))
         if parts is None or "loss" not in parts:
-            name = next(iter(parts or {"nan": 1}))
-            state.counts[name] = state.counts.get(name, 0) + 1
+            for name in parts or ():
+                state.counts[name] = state.counts.get(name, 0) + 1
             return {}, 0
         pairs = int(parts.pop("pairs"))
         state.counts["steps"] = state.counts.get("steps", 0) + 1
@@ -354,12 +352,12 @@ class Trainer:
         if self.checkpoints is None:
             return
         due = time.monotonic() - self.saved >= 60 * self.config.checkpoint_minutes
-        if parallel.any_rank(due or self.signals.asked) and not self._stop_if_asked(feed_states):
+        if parallel.any_rank(due or bool(self.signals.asked)) and not self._stop_if_asked(feed_states):
             self._save(feed_states)
 
     def _stop_if_asked(self, feed_states: dict[str, Any] | None) -> bool:
         """End after a checkpoint where a signal asked for it, in whichever process; False: none did."""
-        if self.checkpoints is not None and parallel.any_rank(self.signals.asked):
+        if self.checkpoints is not None and parallel.any_rank(bool(self.signals.asked)):
             self._save(feed_states)
             raise _StoppedError
         return False

@@ -64,8 +64,6 @@ class RunRecord:
             "seconds": former.get("seconds", {}),
             "pieces": pieces,
         }
-        # The places where the first run.json had them.
-        self.run |= {"torch": self.run["versions"]["torch"], "threads": self.run["hardware"]["threads"]}
         self._write()
 
     def update(
@@ -136,8 +134,18 @@ def is_run(folder: Path) -> bool:
     return (folder / CHECKPOINTS).is_dir() or any((folder / name).is_file() for name in (RUN, HISTORY, RESULT))
 
 
+def refuse_to_replace(folder: Path, resume: bool) -> None:
+    """Raise FileExistsError where a new training would replace what a folder holds; to `resume` is to go on with it."""
+    model, stopped = (folder / MODEL).exists(), any(folder.glob(f"{CHECKPOINTS}/step-*"))
+    if resume and model and not stopped:
+        raise FileExistsError(f"{folder} holds a model and no checkpoint to go on from; --force trains anew")
+    if not resume and (model or stopped):
+        held = "a model already" if model else "a run that was stopped"
+        raise FileExistsError(f"{folder} holds {held}; --resume goes on, --force trains anew")
+
+
 def read_run(folder: str | Path) -> dict[str, Any]:
-    """Read a run's folder, also one of an older version, or damaged, or stopped before run.json was written.
+    """Read a run's folder, also one of an ablation, or damaged, or stopped before run.json was written.
 
     Returns:
         What run.json says, and always: `status` (running, stopped, finished, failed, or unknown where nothing tells),
@@ -200,7 +208,7 @@ def hardware() -> dict[str, Any]:
 
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return {
-        "processor": _line_of("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -209,6 +217,11 @@ def hardware() -> dict[str, Any]:
         "cuda": torch.version.cuda if gpus else None,
         "driver": _line_of("/proc/driver/nvidia/version", "NVRM version") if gpus else None,
     }
+
+
+def processor() -> str:
+    """Return the processor's name as Linux knows it, else what Python knows."""
+    return _line_of("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
 
 
 def _memory() -> float | None:

@@ -114,11 +114,6 @@ class Checkpoints:
         finally:
             self.lock.release()
 
-    @property
-    def there(self) -> bool:
-        """Whether there is a checkpoint, whole or not."""
-        return bool(self._newest_first())
-
     def clear(self) -> None:
         """Remove those of a former training, which a new one would take for its own."""
         if parallel.is_main():
@@ -139,13 +134,12 @@ class Checkpoints:
             checkpoint.save_state(target / checkpoint.STATE, training)
             files.write_text(target / PROGRESS, progress.to_json())
 
-        facts = {"step": progress.step, "best_epoch": progress.best_epoch, "processes": parallel.world()}
-        self._write(f"step-{progress.step:08d}", fill, facts)
+        self._write(f"step-{progress.step:08d}", fill, {"best_epoch": progress.best_epoch})
         if parallel.is_main():
             for old in self._newest_first()[KEPT:]:
                 shutil.rmtree(old, ignore_errors=True)
             manifests = (json.loads((kept / files.MANIFEST).read_text("utf-8")) for kept in self._newest_first())
-            named = {self._best(manifest.get("best_epoch", -1)) for manifest in manifests}
+            named = {self._best(manifest["best_epoch"]) for manifest in manifests}
             for best in self.folder.glob("best-*"):
                 if best not in named:
                     shutil.rmtree(best, ignore_errors=True)
@@ -156,7 +150,7 @@ class Checkpoints:
         def fill(target: Path) -> None:
             checkpoint.save_tensors(target / WEIGHTS, trained_state(model, step))
 
-        self._write(self._best(epoch).name, fill, {"epoch": epoch})
+        self._write(self._best(epoch).name, fill, {})
 
     def _write(self, name: str, fill: Callable[[Path], None], facts: dict[str, Any]) -> None:
         """Write a folder in the first process; where it fails, every process raises."""
@@ -271,11 +265,10 @@ class Signals:
     """SIGTERM and the first Ctrl-C ask for an end at the next step; a second Ctrl-C is one as always."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked = ""
+        """The name of the signal that asked, if one did."""
         self.preparing = True
         """Nothing is trained yet: a signal ends the program at once, as Ctrl-C does."""
-        self.name = ""
-        """Of the signal that asked."""
 
     @contextlib.contextmanager
     def heard(self) -> Iterator[None]:
@@ -293,8 +286,8 @@ class Signals:
     def _ask(self, number: int, frame: object) -> None:
         if self.preparing or (self.asked and number == signal.SIGINT):
             raise KeyboardInterrupt
-        self.asked, self.name = True, signal.Signals(number).name
-        log.warning("%s: stopping after this step, with a checkpoint", self.name)
+        self.asked = signal.Signals(number).name
+        log.warning("%s: stopping after this step, with a checkpoint", self.asked)
 
 
 def _first_difference(old: Any, new: Any) -> str:

@@ -95,8 +95,7 @@ class Step:
             before.
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-        optimizer.zero_grad(set_to_none=self.config.chunk_size is None)
-        self.infonce.zero_grad()
+        optimizer.zero_grad()
         buffers = {name: value.clone() for name, value in self.model.named_buffers()}
         parts = self.backward(batch, epoch)
         if parts is None or parts.pop("left_out"):

@@ -29,7 +29,7 @@ FALLBACK = 2
 """Times the patience: steps with all negatives after the first collapse, twice as many after each further one. Measured
 with 60 steps: best rSum 218 in the place of 180 (learning rate 0.01), 201 of 133 (0.05), 179 of 74 (0.5)."""
 CHANCE = 0.01
-"""Recall@1 is at chance while guessing reaches it with a probability above this."""
+"""A recall is at chance while guessing reaches it with a probability above this."""
 GALLERY = 50
 """Pictures below which chance is so high that nothing can be said."""
 
