@@ -25,6 +25,8 @@ VERBS: dict[str, str] = {
     "ablate": "leave out or vary the parts of the method on your data: one table with intervals",
     "index": "make a searchable index of a folder of pictures, or of a file of sentences",
     "search": "find pictures by a sentence, a picture, both, or a file of sentences",
+    "explain": "show which part of a picture answered which part of a sentence",
+    "serve": "answer on a page and over HTTP: search an index from the browser or a program",
     "verify": "read an index or a model folder from end to end and name every damage",
     "import": "turn a checkpoint of the authors' code into a model folder of avse",
     "recipes": "list the shipped recipes, or print one",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from avse.cli import common
+from avse.cli import bench_explain, bench_serve, bench_weak, common
 
 _TRAIN_PARTS = ("encode", "step", "compile", "memory")
 _PARTS = ("matrix", "top-k", "queries", "ranks")
@@ -15,6 +15,9 @@ KINDS = {
     "index": "pictures indexed a second against the CPU seconds of each stage; a search in each store",
     "train": "evaluation encode, training step and memory against the plain way of research scripts, lever by lever",
     "evaluate": "the whole of an evaluation on random embeddings of COCO 5K's size: seconds and peak memory",
+    "explain": "explanations against known boxes, and what deleting the explained patches does to the score",
+    "serve": "latency and throughput of avse serve at 1, 8 and 32 clients, with and without batching; steady memory",
+    "weak": "how often a question without an answer passes as answered, and the recall that the threshold costs",
 }
 
 
@@ -385,5 +388,17 @@ _ARGUMENTS = {
     "index": _index_arguments,
     "train": _train_arguments,
     "evaluate": _evaluate_arguments,
+    "explain": bench_explain.add_arguments,
+    "serve": bench_serve.add_arguments,
+    "weak": bench_weak.add_arguments,
 }
-_RUNS = {"scoring": _scoring, "matching": _matching, "index": _index, "train": _train, "evaluate": _evaluate}
+_RUNS = {
+    "scoring": _scoring,
+    "matching": _matching,
+    "index": _index,
+    "train": _train,
+    "evaluate": _evaluate,
+    "explain": bench_explain.run,
+    "serve": bench_serve.run,
+    "weak": bench_weak.run,
+}

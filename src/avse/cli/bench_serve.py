@@ -1,0 +1,14 @@
+"""`avse bench serve`: the server under load."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print."""
+    raise NotImplementedError
