@@ -7,7 +7,9 @@ TORCH_ARGS ?=
 STAMP := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: setup demo test test-all lint bench clean
+AXE := node_modules/axe-core/axe.min.js
+
+.PHONY: setup demo test test-all browser lint bench clean
 setup: $(STAMP)
 
 # torch first and pinned, so that nothing replaces it; MiniLM without its dependencies (they would bring 200 MB unused).
@@ -28,6 +30,13 @@ test: setup
 test-all: setup
 	$(PYTEST) -m slow
 
+# For the tests of the page: Debian's Chromium (as root) and axe-core; those tests are skipped without, and say so.
+browser: $(AXE)
+	command -v chromium > /dev/null || (apt-get update -qq && apt-get install -y -qq chromium)
+
+$(AXE):
+	npm install --silent --no-save --no-package-lock axe-core@4.14.1
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,4 +46,4 @@ bench: setup
 	$(BIN)/avse bench scoring
 
 clean:
-	rm -rf $(VENV) build dist runs .cache
+	rm -rf $(VENV) build dist runs .cache node_modules

@@ -15,8 +15,8 @@ ROOT = Path(__file__).parent.parent
 SRC = ROOT / "src" / "avse"
 FLOORS = {
     # ground: knows nothing of the others
-    "ahead": 0, "allocator": 0, "config": 0, "files": 0, "images": 0, "lock": 0, "markup": 0, "texts": 0, "parallel": 0, "plots": 0,
-    "sampling": 0, "pooling": 0, "ranks": 0,
+    "ahead": 0, "allocator": 0, "config": 0, "files": 0, "images": 0, "lock": 0, "markup": 0, "texts": 0, "parallel": 0,
+    "plots": 0, "sampling": 0, "pooling": 0, "ranks": 0,
     "calibration": 1, "scoring": 1, "intervals": 1, "heads": 1, "groups": 1, "cost": 1,
     "losses": 2, "metrics": 2, "encoders": 2, "data": 2, "checkpoint": 2, "index": 2, "rowstore": 2, "sheet": 2,
     "model": 3, "features": 3, "eccv": 3,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from avse.sheet import COLUMNS, GAP, MARGIN, TILE, Row, Tile, _fit, _wrap, contact_sheet
+from avse.sheet import COLUMNS, GAP, MARGIN, TILE, Row, Tile, _wrap, contact_sheet, fit
 
 
 def _pixels(path):
@@ -54,9 +54,9 @@ def test_odd_input_is_drawn_and_never_fatal(tmp_path):
 def test_names_are_shortened_in_the_middle_and_titles_wrapped():
     font = ImageFont.load_default(14)
     name = "holidays/2019/a very long name of a picture at the sea.jpg"
-    short = _fit(name, font, 200)
+    short = fit(name, font, 200)
     assert font.getlength(short) <= 200 and short.startswith("holi") and short.endswith(".jpg") and "…" in short
-    assert _fit("short.jpg", font, 200) == "short.jpg"
+    assert fit("short.jpg", font, 200) == "short.jpg"
     assert _wrap("one two three", font, 1000) == ["one two three"]
     lines = _wrap("word " * 30, font, 300)
     assert len(lines) == 2 and all(font.getlength(line) <= 300 for line in lines)
@@ -68,17 +68,17 @@ def test_letters_beyond_ascii_are_drawn_or_spelt_without_marks(monkeypatch):
 
     from avse import sheet
 
-    sheet._font.cache_clear()
-    shown = sheet._clean("Öse, Straße")
+    sheet.font_of.cache_clear()
+    shown = sheet.clean("Öse, Straße")
     if shown == "Öse, Straße":
-        font = sheet._font(20)
+        font = sheet.font_of(20)
         assert bytes(font.getmask("Ö")) != bytes(font.getmask("\uffff"))
 
     def none(*args, **kwargs):
         raise OSError("no such font")
 
-    sheet._font.cache_clear()
+    sheet.font_of.cache_clear()
     monkeypatch.setattr(ImageFont, "truetype", none)
     monkeypatch.setattr(ImageFont, "load_default", lambda size: ImageFont.ImageFont())
-    assert sheet._clean("Öse, Straße") == "Ose, Strasse"
-    sheet._font.cache_clear()
+    assert sheet.clean("Öse, Straße") == "Ose, Strasse"
+    sheet.font_of.cache_clear()

@@ -1,7 +1,8 @@
 """The folder of a saved model: layout, digests, atomic writes.
 
 Knows tensors and files, no model class. Layout: config.json (a ModelConfig), model.safetensors (every weight, encoders
-included), image_encoder/ and text_encoder/ (what rebuilds them without weights), manifest.json (SHA-256 of each file).
+included), image_encoder/ and text_encoder/ (what rebuilds them without weights), calibration.json (which answers are
+weak, where it was learnt), manifest.json (SHA-256 of each file).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from avse.config import ModelConfig, parse
 
 CONFIG, WEIGHTS, STATE = "config.json", "model.safetensors", "state.pt"
 IMAGE_ENCODER, TEXT_ENCODER = "image_encoder", "text_encoder"
+CALIBRATION = "calibration.json"
 
 
 class CheckpointError(ValueError):
@@ -65,6 +67,44 @@ def recover(folder: str | Path) -> Path:
     if not folder.exists() and (former / files.MANIFEST).is_file():
         os.replace(former, folder)
     return folder
+
+
+def check_calibration_target(folder: str | Path, force: bool) -> None:
+    """Refuse a folder that is not avse's, or that has a calibration which may not be replaced.
+
+    Raises:
+        CheckpointError: a pair of transformers, or no model folder at all.
+        FileExistsError: there is a calibration and `force` is False.
+    """
+    folder = recover(folder)
+    if not (folder / files.MANIFEST).is_file():
+        raise CheckpointError(
+            f"{folder} is no model folder of avse, so a calibration cannot be kept in it; a pair of transformers "
+            "becomes one by AVSE.from_dual_encoder(FOLDER).save_pretrained(OTHER)"
+        )
+    if CALIBRATION in files.verify_manifest(folder)["files"] and not force:
+        raise FileExistsError(f"{folder} has a {CALIBRATION} already; pass force=True (--force) to replace it")
+
+
+def keep_calibration(folder: str | Path, values: dict[str, Any], *, force: bool = False) -> None:
+    """Put a calibration into a saved model's folder; nothing else of it changes.
+
+    Killed at any moment, the folder is whole, with the new calibration or without any: a file that the manifest does
+    not list is none of the folder's.
+
+    Raises:
+        CheckpointError, FileExistsError: as in `check_calibration_target`.
+        OSError: the disk refused.
+    """
+    check_calibration_target(folder, force)
+    folder = Path(folder)
+    manifest = files.verify_manifest(folder)
+    if manifest["files"].pop(CALIBRATION, None):
+        files.write_json(folder / files.MANIFEST, manifest)
+    files.write_json(folder / CALIBRATION, values)
+    path = folder / CALIBRATION
+    manifest["files"][CALIBRATION] = {"sha256": files.sha256(path), "bytes": path.stat().st_size}
+    files.write_json(folder / files.MANIFEST, manifest)
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

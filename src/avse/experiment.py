@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from avse import files
+from avse import checkpoint, files
 from avse.config import Recipe
 from avse.encoders import ImageEncoder, TextEncoder, build_text_encoder
 from avse.evaluate import evaluate
@@ -23,6 +23,7 @@ from avse.inputs import Inputs, TextInputs
 from avse.metrics import Protocol, Ranks, interval, paired_difference, report_from_ranks, resampled_rsums
 from avse.model import AVSE
 from avse.trainer import Trainer
+from avse.trainer.facts import learn_calibration
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ def train_and_measure(
     }
     done = _read(folder, identity)
     if done is not None and (model_folder is None or model_folder.exists()):
+        if model_folder is not None:
+            _calibrate(model_folder, splits["val"], device)
         return done
     torch.manual_seed(recipe.train.seed)
     text_encoder, settings = encoders[1], recipe.model.text_encoder
@@ -85,6 +88,15 @@ def train_and_measure(
     _write(folder, identity, measured)
     shutil.rmtree(run, ignore_errors=True)
     return measured
+
+
+def _calibrate(folder: Path, val: Inputs, device: str) -> None:
+    """Calibrate a kept model that is not, from before there were calibrations."""
+    model = AVSE.from_pretrained(folder).to(device)
+    if model.calibration is None:
+        learnt = learn_calibration(model, _with_texts_for(model.text_encoder, val, device))
+        if learnt is not None:
+            checkpoint.keep_calibration(folder, learnt.to_dict())
 
 
 def _with_texts_for(encoder: TextEncoder, part: Inputs, device: str) -> Inputs:

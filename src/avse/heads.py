@@ -94,7 +94,15 @@ class TextHead(nn.Module):
         """Pool tokens (B, L, W) under a mask (B, L), non-zero where a token is valid -> (B, D).
 
         Raises:
-            ValueError: an unmasked batch norm over processes that pad to different lengths, or a text without tokens.
+            ValueError: as `features`, or a text without tokens.
+        """
+        return self.norm(_pool(self.pool, self.features(tokens, mask), mask.bool()))
+
+    def features(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Project tokens (B, L, W) under a mask (B, L) before the pooling -> (B, L, D).
+
+        Raises:
+            ValueError: an unmasked batch norm over processes that pad to different lengths.
         """
         valid = mask.bool()
         if self.training and not self.masked_batch_norm and len(lengths := set(gather_objects(mask.shape[1]))) > 1:
@@ -110,7 +118,7 @@ class TextHead(nn.Module):
             features[valid] = packed
         else:
             features = features.reshape(*valid.shape, features.shape[-1])
-        return self.norm(_pool(self.pool, features, valid))
+        return features
 
 
 class TokenBatchNorm(nn.BatchNorm1d):

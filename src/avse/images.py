@@ -160,6 +160,15 @@ def to_pixels(image: Image.Image, spec: PixelSpec) -> NDArray[np.float32]:
     return scaled
 
 
+def seen_frame(size: tuple[int, int], spec: PixelSpec) -> tuple[float, float, float, float]:
+    """Return what an encoder sees of an upright picture of (width, height): x0, y0, x1, y1 as shares of its sides.
+
+    A share below 0 or above 1 is the black around a picture that is smaller than what is cut.
+    """
+    (width, height), (left, top, right, bottom) = _placed(size, spec)
+    return left / width, top / height, right / width, bottom / height
+
+
 def list_images(folder: str | Path) -> list[Path]:
     """Return what `walk_images` finds below ``folder``; a folder in it that cannot be listed is an error.
 
@@ -310,19 +319,23 @@ def _too_large(pixels: int, max_pixels: int) -> str:
 
 def _resized(image: Image.Image, spec: PixelSpec) -> Image.Image:
     """Resize with Pillow: squashed to the size, or by the shorter side and cut."""
+    wanted, cut = _placed(image.size, spec)
+    if image.size != wanted:
+        image = image.resize(wanted, Image.Resampling[spec.resample.upper()])
+    return image if cut == (0, 0, *wanted) else image.crop(cut)
+
+
+def _placed(size: tuple[int, int], spec: PixelSpec) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
+    """Return the (width, height) that a picture is resized to, and the left, top, right, bottom of what is cut out."""
     height, width = spec.size
     wanted = width, height
     if spec.shorter_side is not None:
-        short, long = sorted(image.size)
+        short, long = sorted(size)
         sides = spec.shorter_side, int(spec.shorter_side * long / short)
-        wanted = sides if image.width <= image.height else sides[::-1]
-    if image.size != wanted:
-        image = image.resize(wanted, Image.Resampling[spec.resample.upper()])
-    if image.size == (width, height):
-        return image
+        wanted = sides if size[0] <= size[1] else sides[::-1]
     # rounding as transformers does: down where the picture is larger, up where black is added around it
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
+    left, top = (wanted[0] - width) // 2, (wanted[1] - height) // 2
+    return wanted, (left, top, left + width, top + height)
 
 
 def _bilinear(pixels: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from avse import markup
 from avse.intervals import interval, paired_difference, paired_differences, resampled_recalls, resampled_rsums
 from avse.ranks import Ranks, count_ranks, hit_rates
 from avse.texts import text_groups
@@ -132,11 +133,16 @@ class RetrievalReport(Protocol):
             lines.append(_row("  ties in favour", values, sum(values)))
         if self.duplicate_aware:
             lines += _rows("duplicate-aware", self.duplicate_aware)
+        if self.interval:
+            lines.append(f"rSum interval {self.interval[0]:.1f} to {self.interval[1]:.1f} (bootstrap over images)")
+        return "\n".join([*lines, *self.notes()])
+
+    def notes(self) -> list[str]:
+        """Say in a few lines what else the figures are and what they stand with."""
+        lines = []
         for name, sides in self.further.items():
             told = [f"{side} {measure} {value:.1f}" for side in sides for measure, value in sides[side].items()]
             lines.append(f"{name}: {', '.join(told)}")
-        if self.interval:
-            lines.append(f"rSum interval {self.interval[0]:.1f} to {self.interval[1]:.1f} (bootstrap over images)")
         if self.ceiling:
             lines.append(
                 f"{100 * self.shared_texts:.1f} % of the texts stand on several images; knowing every text "
@@ -146,7 +152,24 @@ class RetrievalReport(Protocol):
         told_with = {"images": len(self.ranks.i2t), "pairs": len(self.ranks.t2i), **self.meta}
         if folds > 1:
             lines.append(f"means over {folds} folds of the images in order; each fold is its own gallery")
-        return "\n".join([*lines, ", ".join(f"{key} {value}" for key, value in told_with.items())])
+        return [*lines, ", ".join(f"{key} {value}" for key, value in told_with.items())]
+
+    def to_html(self) -> markup.Html:
+        """Draw the figures as a table of HTML, with the intervals below them and the notes."""
+        ks = list(self.i2t.recalls)
+        head = ["protocol", *(f"{side} R@{k}" for side in ("i2t", "t2i") for k in ks), "rSum"]
+        rows: list[list[object]] = [_html_row("plain", self)]
+        if self.has_ties:
+            values = [d.optimistic[k] for d in (self.i2t, self.t2i) for k in ks]
+            rows.append(["ties in favour", *(f"{value:.1f}" for value in [*values, sum(values)]), "", ""])
+        if self.duplicate_aware:
+            rows.append(_html_row("duplicate-aware", self.duplicate_aware))
+        told = [markup.element("p", line, class_="note") for line in self.notes()]
+        said = "Recalls in percent, intervals below them; ranks are median / mean."
+        return markup.join([markup.table([*head, "i2t rank", "t2i rank"], rows, said), *told])
+
+    def _repr_html_(self) -> str:
+        return markup.fragment(self.to_html())
 
 
 def retrieval_metrics(
@@ -280,6 +303,16 @@ def _rows(name: str, part: Protocol) -> list[str]:
 
 def _row(name: str, values: Sequence[float], rsum: float) -> str:
     return f"{name:17}" + "".join(f"{v:9.1f}" for v in values) + f"{rsum:9.1f}"
+
+
+def _html_row(name: str, part: Protocol) -> list[object]:
+    sides = (part.i2t, part.t2i)
+    cells = [(value, d.intervals.get(k)) for d in sides for k, value in d.recalls.items()]
+    shown: list[object] = [
+        markup.join([f"{value:.1f}", markup.element("span", f"{ends[0]:.1f} – {ends[1]:.1f}") if ends else ""])
+        for value, ends in [*cells, (part.rsum, part.interval)]
+    ]
+    return [name, *shown, *(f"{d.median_rank:.0f} / {d.mean_rank:.1f}" for d in sides)]
 
 
 def _sharing(groups: np.ndarray, text_to_image: np.ndarray, ranks: Ranks) -> tuple[float, dict[str, float]]:

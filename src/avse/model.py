@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from avse import checkpoint, files
+from avse.calibration import Calibration
 from avse.config import ModelConfig
 from avse.encoders import (
     ImageEncoder,
@@ -74,6 +75,8 @@ class AVSE(nn.Module):
         if config.sampling == "groups" and config.num_views > 1:
             self.groups = GroupSampling(config.num_views, self.image_encoder.width, *keep, config.count_prefix)
         self.image_head, self.text_head = self._heads(config)
+        self.calibration: Calibration | None = None
+        """Which answers are weak; learnt on validation for these very weights."""
         self.folder: Path | None = None
         self._fingerprint: str | None = None
 
@@ -181,27 +184,38 @@ class AVSE(nn.Module):
 
     def pool_views(self, tokens: Tensor, mask: Tensor | None = None, patch_indices: Tensor | None = None) -> Tensor:
         """Pool what `image_tokens` returned, by the same cells, into views (B, V, D); errors as `embed_views`."""
-        encoder = self.image_encoder
         if tokens.ndim == 4:
             return self.image_head(tokens.flatten(0, 1)).reshape(*tokens.shape[:2], -1)
+        views, factors = self.kept_tokens(tokens, mask, patch_indices)
+        return self.image_head.forward_views(tokens, views, mask, factors)
+
+    def kept_tokens(
+        self, tokens: Tensor, mask: Tensor | None = None, patch_indices: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Say which tokens every view keeps, by their places in the whole grid behind its prefix.
+
+        Returns:
+            (B, V, prefix + K) int64, and the factors of the groups where they are trained; errors as `embed_views`.
+        """
+        encoder, batch = self.image_encoder, len(tokens)
         prefix, cells = encoder.num_prefix, encoder.grid[0] * encoder.grid[1]
-        if tokens.shape[1] != prefix + cells:
+        if tokens.ndim == 3 and tokens.shape[1] != prefix + cells:
             if self.config.num_views > 1 or self.config.heads == "own":
                 raise ValueError(
                     f"features have {tokens.shape[1]} tokens; {self.config.num_views} views, {self.config.heads} heads "
                     f"need the encoder's grid: {prefix} + {encoder.grid[0]}x{encoder.grid[1]}"
                 )
-            return self.image_head(tokens, mask)[:, None]
+            return torch.arange(tokens.shape[1], device=tokens.device).expand(batch, 1, -1), None
         factors = None
         if self.groups is not None and patch_indices is None:
             views, factors = self.groups(tokens[:, prefix:], None if mask is None else mask[:, prefix:])
         else:
-            views = self._views(encoder.grid, len(tokens), patch_indices)
+            views = self._views(encoder.grid, batch, patch_indices)
         if prefix:
             kept = torch.arange(prefix, device=views.device).expand(*views.shape[:2], prefix)
             views = torch.cat([kept, views + prefix], dim=2)
             factors = None if factors is None else nn.functional.pad(factors, (prefix, 0), value=1.0)
-        return self.image_head.forward_views(tokens, views, mask, factors)
+        return views, factors
 
     def embed_pixels(self, pixel_values: Tensor, patch_indices: Tensor | None = None) -> Tensor:
         """Embed pixels (B, 3, H, W) [, cells (B, V, K)] into unit blocks (B, P, C)."""
@@ -320,6 +334,8 @@ class AVSE(nn.Module):
             self.image_encoder.save(target / checkpoint.IMAGE_ENCODER)
             self.text_encoder.save(target / checkpoint.TEXT_ENCODER)
             checkpoint.save_tensors(target / checkpoint.WEIGHTS, self.state_dict())
+            if self.calibration is not None:
+                files.write_json(target / checkpoint.CALIBRATION, self.calibration.to_dict())
 
         self.facts = {**self.facts, **(extra or {})}
         checkpoint.write_folder(folder, fill, {"fingerprint": fingerprint, "facts": self.facts}, force=force)
@@ -421,6 +437,9 @@ class AVSE(nn.Module):
         model.facts = manifest.get("facts", {})
         if config == saved:
             model.folder, model._fingerprint = path, manifest.get("fingerprint")
+            if checkpoint.CALIBRATION in manifest["files"]:
+                values = json.loads((path / checkpoint.CALIBRATION).read_text("utf-8"))
+                model.calibration = Calibration.from_dict(values)
         return model
 
     def _evaluating(self) -> _Evaluation:

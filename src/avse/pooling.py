@@ -79,6 +79,18 @@ class GPO(nn.Module):
             ordered = ordered.masked_fill(beyond[:, None], 0.0)
             return (ordered * weights[:, None]).sum(dim=-1).to(tokens.dtype)
 
+    def token_weights(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return what every value is weighted by, (B, K, D): times the tokens and summed over K it is `forward`.
+
+        Equal values take their places in the order of the tokens; a token that is not valid has weight 0.
+        """
+        valid = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask
+        distinct, which = torch.unique(valid.sum(dim=1), return_inverse=True)
+        by_place = self.weights(distinct)[which].to(tokens)
+        by_place = nn.functional.pad(by_place, (0, tokens.shape[1] - by_place.shape[1]))
+        places = tokens.masked_fill(~valid[..., None], -math.inf).sort(dim=1, descending=True, stable=True).indices
+        return torch.zeros_like(tokens).scatter(1, places, by_place[..., None].expand_as(tokens))
+
 
 class MeanPool(nn.Module):
     """The mean of the valid tokens (VSE++, BMVC 2018)."""
@@ -92,8 +104,13 @@ class MeanPool(nn.Module):
             raise ValueError("a set of zero tokens has no mean; every image or text needs at least one")
         return tokens.masked_fill(~mask[..., None], 0.0).sum(dim=1) / counts
 
+    def token_weights(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return what every value is weighted by, (B, K, D): times the tokens and summed over K it is `forward`."""
+        valid = torch.ones_like(tokens[..., 0]) if mask is None else mask.to(tokens)
+        return (valid / valid.sum(dim=1, keepdim=True))[..., None].expand_as(tokens)
 
-POOLINGS: dict[str, type[nn.Module]] = {"gpo": GPO, "mean": MeanPool}
+
+POOLINGS: dict[str, type[GPO | MeanPool]] = {"gpo": GPO, "mean": MeanPool}
 
 
 def position_codes(length: int, width: int) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from avse import eccv
+from avse.calibration import FALSE_ACCEPTS, Calibration, calibrate
 from avse.data import PairDataset
 from avse.metrics import RetrievalReport, retrieval_metrics, with_intervals
 
@@ -46,6 +47,21 @@ class Scored:
     """(M,) int64, the column of each caption: `text_groups` of the captions."""
     meta: dict[str, Any]
     """What the figures stand with."""
+
+
+def calibration_of(scored: Scored, false_accepts: float = FALSE_ACCEPTS) -> Calibration:
+    """Learn from the scores of a validation split which answers are weak; errors as in `avse.calibration.calibrate`."""
+    dataset = scored.dataset
+    facts = {"dataset": dataset.name, "split": dataset.split, "images": dataset.num_images}
+    facts |= {"captions": dataset.num_pairs, "precision": scored.meta.get("precision")}
+    return calibrate(
+        scored.scores,
+        dataset.text_to_image,
+        dataset.captions,
+        false_accepts=false_accepts,
+        facts=facts,
+        columns=scored.columns,
+    )
 
 
 def fitting_protocols(dataset: PairDataset) -> tuple[str, ...]:

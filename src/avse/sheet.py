@@ -69,8 +69,8 @@ def contact_sheet(rows: Sequence[Row], out: str | Path, *, columns: int = COLUMN
 
 
 def _strip(row: Row, width: int, columns: int) -> Image.Image:
-    title = _font(26)
-    lines = _wrap(_clean(row.title), title, width - 2 * MARGIN)
+    title = font_of(26)
+    lines = _wrap(clean(row.title), title, width - 2 * MARGIN)
     queries = [] if row.query is None else [Tile(row.query, "asked with this picture")]
     tiles = [*queries, *row.tiles]
     head = MARGIN + 34 * len(lines) + 14
@@ -80,25 +80,25 @@ def _strip(row: Row, width: int, columns: int) -> Image.Image:
     for number, line in enumerate(lines):
         draw.text((MARGIN, MARGIN + 34 * number), line, INK, title)
     if not tiles:
-        draw.text((MARGIN, head), "no answers", GREY, _font(18))
+        draw.text((MARGIN, head), "no answers", GREY, font_of(18))
     for place, tile in enumerate(tiles):
         left = MARGIN + (place % columns) * (TILE + GAP)
         top = head + (place // columns) * (TILE + CAPTION + GAP)
         strip.paste(_thumbnail(tile), (left, top))
         if place < len(queries):
             draw.rectangle((left - 3, top - 3, left + TILE + 2, top + TILE + 2), outline=ACCENT, width=3)
-            draw.text((left, top + TILE + 8), _fit(tile.name, _font(15), TILE), ACCENT, _font(15))
+            draw.text((left, top + TILE + 8), fit(tile.name, font_of(15), TILE), ACCENT, font_of(15))
         else:
             _caption(draw, tile, place - len(queries) + 1, left, top + TILE + 6)
     return strip
 
 
 def _caption(draw: ImageDraw.ImageDraw, tile: Tile, rank: int, left: int, top: int) -> None:
-    draw.text((left, top), str(rank), INK, _font(17))
+    draw.text((left, top), str(rank), INK, font_of(17))
     if tile.score is not None:
-        draw.text((left + TILE, top + 1), f"{tile.score:.3f}", GREY, _font(15), anchor="ra")
-    name = _font(14)
-    draw.text((left, top + 22), _fit(_clean(tile.name), name, TILE), GREY, name)
+        draw.text((left + TILE, top + 1), f"{tile.score:.3f}", GREY, font_of(15), anchor="ra")
+    name = font_of(14)
+    draw.text((left, top + 22), fit(clean(tile.name), name, TILE), GREY, name)
 
 
 def _thumbnail(tile: Tile) -> Image.Image:
@@ -114,14 +114,14 @@ def _thumbnail(tile: Tile) -> Image.Image:
     draw = ImageDraw.Draw(cell)
     draw.rectangle((0, 0, TILE - 1, TILE - 1), outline="#c9ced6")
     for line, (text, colour) in enumerate(((tile.name, INK), (reason, GREY))):
-        font = _font(15)
-        text = _fit(_clean(text), font, TILE - 24)
+        font = font_of(15)
+        text = fit(clean(text), font, TILE - 24)
         draw.text((TILE // 2, TILE // 2 - 12 + 24 * line), text, colour, font, anchor="mm")
     return cell
 
 
 @lru_cache(32)
-def _font(size: int) -> Font:
+def font_of(size: int) -> Font:
     """Return a font with letters beyond ASCII where there is one; Pillow's own has none."""
     matplotlib = importlib.util.find_spec("matplotlib")
     own = Path(matplotlib.origin or "").parent / "mpl-data" / "fonts" / "ttf" / FONT if matplotlib else FONT
@@ -133,15 +133,16 @@ def _font(size: int) -> Font:
     return ImageFont.load_default(size)
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
+    """Return ``text`` on one line, of letters that `font_of` has; without DejaVu letters lose their accents."""
     text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
-    if isinstance(font := _font(14), ImageFont.FreeTypeFont) and font.getname()[0] == "DejaVu Sans":
+    if isinstance(font := font_of(14), ImageFont.FreeTypeFont) and font.getname()[0] == "DejaVu Sans":
         return text
     plain = unicodedata.normalize("NFKD", text.replace("ß", "ss"))
     return "".join(letter for letter in plain if not unicodedata.combining(letter))
 
 
-def _fit(text: str, font: Font, width: int) -> str:
+def fit(text: str, font: Font, width: int) -> str:
     """Shorten ``text`` in its middle until it is at most ``width`` pixels wide."""
     keep = len(text)
     shown = text
@@ -160,4 +161,4 @@ def _wrap(text: str, font: Font, width: int) -> list[str]:
         return [text]
     first = max(1, first)
     parts = " ".join(words[:first]), " ".join(words[first:])
-    return [_fit(part, font, width) for part in parts if part]
+    return [fit(part, font, width) for part in parts if part]

@@ -1,132 +1,55 @@
-"""`--url`: the client of the server's API, against a small server over a real index in the memory store.
+"""`--url`: the client of the server's API, against avse's own server over a real index in the memory store."""
 
-avse's own server comes later; this one does what `avse.index.remote` says of it, with a brute-force search behind.
-"""
-
-import base64
-import hashlib
 import json
 import os
 import socket
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.responses import JSONResponse
 
 from avse.cli import main
-from avse.images import ImageError
 from avse.index import Index, StoreError
-from avse.index.pictures import path_payload
 from avse.index.remote import Remote, sync_remote
+from avse.serve import Limits, create_app
+from avse.serve.run import Server, listen
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class Faults:
+    """Around the real application: notes what is asked, and answers in its place where a test says so."""
 
-    def log_message(self, *_):
-        pass
+    def __init__(self, app):
+        self.app, self.log, self.answers = app, [], []
 
-    def answer(self, status, value=None):
-        data = b"" if value is None else json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def handle_one(self, method):
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        server, url = self.server, urlsplit(self.path)
-        asked = {name: values[0] for name, values in parse_qs(url.query).items()}
-        server.log.append((method, url.path, asked.get("path")))
-        if server.answers:
-            status, value = server.answers.pop(0)
-            if status is None:  # gone in the middle
-                self.close_connection = True
-                return self.connection.shutdown(socket.SHUT_RDWR)
-            if status:
-                return self.answer(status, value)
-        if self.headers.get("Authorization") != "Bearer secret":
-            return self.answer(401, {"detail": "no"})
-        with server.guard:
-            return getattr(self, method)(url.path, asked, body)
-
-    def do_GET(self):
-        self.handle_one("get")
-
-    def do_POST(self):
-        self.handle_one("post")
-
-    def do_DELETE(self):
-        self.handle_one("delete")
-
-    @property
-    def all(self):
-        return {name: payload for page in self.server.index.entries() for name, payload in page}
-
-    def get(self, path, asked, body):
-        names = sorted(name for name in self.all if name > asked.get("after", ""))
-        page = names[:2]  # small, so that there are several
-        entries = [{"id": name, "payload": self.all[name]} for name in page]
-        self.answer(200, {"entries": entries, "next": page[-1] if len(names) > 2 else None})
-
-    def post(self, path, asked, body):
-        index = self.server.index
-        if path == "/api/search":
-            said = json.loads(body)
-            picture = None if said["image"] is None else base64.b64decode(said["image"])
-            try:
-                hits = index.search(said["query"], image=picture, where=said["where"], k=said["k"])
-            except ValueError as error:
-                return self.answer(422, {"detail": str(error)})
-            return self.answer(200, {"hits": [{"id": h.id, "score": h.score, "payload": h.payload} for h in hits]})
-        assert hashlib.sha256(body).hexdigest() == asked["sha256"]
-        name = asked["path"]
-        holder = next((key for key, payload in self.all.items() if payload["sha256"] == asked["sha256"]), None)
-        try:
-            blocks = index.encoder.encode_images([body]) if holder is None else None
-        except ImageError as error:
-            return self.answer(415, {"detail": error.reason})
-        self.take_out(name)
-        if blocks is None:
-            _, blocks, (payload,) = index.get([holder])
-            index.add_embeddings([holder], blocks, [{**payload, "paths": sorted({*payload["paths"], name})}])
-            return self.answer(200, {"id": holder})
-        facts = {"sha256": asked["sha256"], "modified": asked["modified"], "bytes": len(body)}
-        index.add_embeddings([name], blocks, [{**path_payload(name, [name]), **facts}])
-        return self.answer(201, {"id": name})
-
-    def delete(self, path, asked, body):
-        found = self.take_out(unquote(path.removeprefix("/api/images/")))
-        self.answer(204 if found else 404)
-
-    def take_out(self, name):
-        for key, payload in self.all.items():
-            if name in payload["paths"]:
-                paths = [path for path in payload["paths"] if path != name]
-                _, blocks, _ = self.server.index.get([key])
-                self.server.index.delete([key])
-                if paths:
-                    new = key if key in paths else paths[0]
-                    self.server.index.add_embeddings([new], blocks, [{**payload, **path_payload(new, paths)}])
-                return True
-        return False
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        self.log.append((scope["method"].lower(), scope["path"]))
+        status, value = self.answers.pop(0) if self.answers else (0, None)
+        if status is None:  # gone in the middle
+            return send.__self__.transport.abort()
+        if status:
+            return await JSONResponse(value, status)(scope, receive, send)
+        await self.app(scope, receive, send)
 
 
 @pytest.fixture
-def server(tmp_path, encoder):
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as made:
-        made.index, made.answers, made.log, made.guard = None, [], [], threading.Lock()
-        made.index = Index.create(tmp_path / "served.avse", encoder, store="memory")
-        made.url = f"http://127.0.0.1:{made.server_port}"
-        thread = threading.Thread(target=made.serve_forever)
+def server(tmp_path, encoder, monkeypatch):
+    monkeypatch.setattr("avse.index.remote._PAGE", 2)  # small, so that there are several
+    ready, sock = threading.Event(), listen("127.0.0.1", 0)
+    url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+    with Index.create(tmp_path / "served.avse", encoder, store="memory") as index:
+        app = Faults(create_app(index, token="secret", limits=Limits(upload_bytes=100_000)))
+        running = Server(app, Limits(), ready.set)
+        thread = threading.Thread(target=running.run_on, args=(sock,))
         thread.start()
-        yield made
-        made.shutdown()
+        assert ready.wait(20)
+        app.index, app.url = index, url
+        yield app
+        running.stop()
         thread.join()
-        made.index.close()
 
 
 @pytest.fixture
@@ -168,10 +91,14 @@ def test_a_folder_and_a_server(server, remote, photos, encoder):
     paint(photos / "a.png", 50)
     (photos / "copy.png").write_bytes((photos / "b" / "c.png").read_bytes())
     (photos / "bad.png").write_bytes(b"no picture")
+    (photos / "huge.png").write_bytes(bytes(100_001))
     (photos / "b" / "ü & 1?.png").unlink()
     report = sync_remote(remote, photos, progress=False)
     assert (report.changed, report.duplicates, report.known, report.removed) == (1, 1, 1, 0)
-    assert [tuple(skip) for skip in report.skipped] == [("bad.png", "no picture of a known format")]
+    assert [tuple(skip) for skip in report.skipped] == [
+        ("bad.png", "no picture of a known format"),
+        ("huge.png", "100,001 bytes, and the server takes 100,000"),
+    ]
     assert paths(server) == [["a.png"], ["b/c.png", "copy.png"], ["b/ü & 1?.png"]]  # others may have sent it
 
 
@@ -207,7 +134,10 @@ def test_what_goes_wrong_is_said(server, remote, photos, monkeypatch):
     for url in ("127.0.0.1:8000", "ftp://x", "http://", "http://x/?q"):
         with pytest.raises(ValueError, match="http://host:port of a running"):
             Remote(url)
-    fails(r"refuses the token \(no\): give it as --token or in AVSE_TOKEN", remote=Remote(server.url, "wrong"))
+    fails(
+        r"refuses the token \(the server's token is wanted\): give it as --token or in AVSE_TOKEN",
+        remote=Remote(server.url, "wrong"),
+    )
     monkeypatch.setenv("AVSE_TOKEN", "secret")
     assert sync(Remote(server.url), photos) == {"added": 3}
     with socket.socket() as free:
@@ -227,7 +157,7 @@ def test_what_goes_wrong_is_said(server, remote, photos, monkeypatch):
 
 
 def test_a_server_that_goes_away_in_the_middle_loses_nothing_acknowledged(server, remote, photos):
-    server.answers = [(0, None), (0, None), (None, None)]  # a list and one upload pass
+    server.answers = [(0, None), (0, None), (0, None), (None, None)]  # a list, what is taken and one upload pass
     with pytest.raises(StoreError, match="the same command goes on from there"):
         sync(remote, photos)
     assert paths(server) == [["a.png"]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from avse.cli import bench_explain, bench_serve, bench_weak, common
+from avse.cli import bench_explain, bench_serve, bench_weak, common, measured
 
 _TRAIN_PARTS = ("encode", "step", "compile", "memory")
 _PARTS = ("matrix", "top-k", "queries", "ranks")
@@ -158,7 +158,7 @@ def _scoring(args: argparse.Namespace) -> int:
 
     if len(args.model) != len(args.data):
         raise ValueError(f"{len(args.model)} --model and {len(args.data)} --data: each model needs its data set")
-    _check_targets(args)
+    measured.check_outputs(args)
     images, texts, gallery = (5000, 25000, 100000) if args.full else (1000, 5000, 20000)
     sizes = Sizes(
         images=args.images or images,
@@ -178,7 +178,7 @@ def _scoring(args: argparse.Namespace) -> int:
             print(_scoring_lines(row, rows[-1] if rows else None), flush=True)
         rows.append(row)
     told = {"command": "avse bench scoring", "parts": list(parts), "runs": args.runs, "sizes": vars(sizes)}
-    line = _finish(args, rows, told, f"; medians of {args.runs}; targets are meant for the sizes of --full")
+    line = measured.finish(args, rows, told, f"; medians of {args.runs}; targets are meant for the sizes of --full")
     if args.out:
         plot.draw_scoring(rows, Path(args.out), line)
     return 0
@@ -201,45 +201,7 @@ def _scoring_lines(row: dict[str, Any], former: dict[str, Any] | None) -> str:
     told.append(f"peak {row['peak_mib']:,} MiB" if row["peak_mib"] else "")
     told.append(row["note"] or "")
     text = f"{head}  {row['way']:36} {seconds:>10}  {', '.join(filter(None, told))}"
-    return text + _targets(row)
-
-
-def _targets(row: dict[str, Any]) -> str:
-    """Write what the issue wants of a row, a line each."""
-    text = ""
-    for target in row["targets"]:
-        state = {True: "reached", False: "NOT reached", None: "not known here"}[target["reached"]]
-        found = "" if target["found"] is None else f": {target['found']:.3g}"
-        text += f"\n      target {target['wanted']}{found}, {state}"
-    return text
-
-
-def _check_targets(args: argparse.Namespace) -> None:
-    """Refuse files that are there already, and a plot that cannot be drawn."""
-    from pathlib import Path
-
-    from avse.benchmarks import plot
-
-    out = getattr(args, "out", None)
-    for path in filter(None, (out, args.out_json)):
-        if Path(path).exists() and not args.force:
-            raise FileExistsError(f"{path} exists; pass --force to replace it")
-    if out:
-        plot.check_plots()
-
-
-def _finish(args: argparse.Namespace, rows: list[dict[str, Any]], told: dict[str, Any], note: str = "") -> str:
-    """Print the machine's line, write the rows with it where they are wanted, and return it."""
-    from avse import files
-    from avse.benchmarks import machine
-
-    host = machine() | {"threads": args.threads}
-    line = f"{host['processor']}, {host['cores']} cores, {args.threads} used, torch {host['torch']}, {host['date']}"
-    if not args.json:
-        print(line + note)
-    if args.out_json:
-        files.write_json(args.out_json, {"machine": host, **told, "rows": rows})
-    return line
+    return text + measured.targets(row)
 
 
 def _matching(args: argparse.Namespace) -> int:
@@ -248,7 +210,7 @@ def _matching(args: argparse.Namespace) -> int:
     from avse.benchmarks import plot
     from avse.benchmarks.matching import Sizes, measure_matching
 
-    _check_targets(args)
+    measured.check_outputs(args)
     sizes = Sizes(
         images=args.images,
         texts=args.texts,
@@ -261,7 +223,7 @@ def _matching(args: argparse.Namespace) -> int:
         common.emit(row) if args.json else print(_matching_line(row))
     asked = " ".join(f"--{name} {getattr(args, name)}" for name in ("images", "texts", "runs", "threads"))
     told = {"command": f"avse bench matching {asked}", "sizes": vars(sizes)}
-    line = _finish(args, rows, told, f"; medians of {args.runs}")
+    line = measured.finish(args, rows, told, f"; medians of {args.runs}")
     if args.out:
         plot.draw_matching(rows, Path(args.out), line)
     return 0
@@ -284,7 +246,7 @@ def _index(args: argparse.Namespace) -> int:
     from avse.benchmarks.indexing import Sizes, measure_indexing
     from avse.benchmarks.stores import measure_graph, measure_stores
 
-    _check_targets(args)
+    measured.check_outputs(args)
     sizes = Sizes(small=args.count, large=args.large, sample=args.sample, runs=args.runs)
     rows: list[dict[str, Any]] = []
 
@@ -301,7 +263,7 @@ def _index(args: argparse.Namespace) -> int:
         for row in measure_graph(args.graph, args.shape, k=args.k, runs=2 * args.runs + 1):
             tell(row)
     own = {"pictures": args.pictures and "own", "model": args.model and "own"}
-    _finish(args, rows, {"command": "avse bench index", "sizes": vars(sizes), **own})
+    measured.finish(args, rows, {"command": "avse bench index", "sizes": vars(sizes), **own})
     return 0
 
 
@@ -335,7 +297,7 @@ def _train(args: argparse.Namespace) -> int:
 
     if args.batch < 2:
         raise common.MisuseError(f"--batch {args.batch}: a step needs 2 pairs or more, or there is no negative")
-    _check_targets(args)
+    measured.check_outputs(args)
     sizes = Sizes(args.images, batch=args.batch, chunk=args.chunk, large=args.large, small=args.small)
     rows: list[dict[str, Any]] = []
     for row in measure_training(sizes, runs=args.runs, threads=args.threads, parts=args.only or _TRAIN_PARTS):
@@ -343,11 +305,11 @@ def _train(args: argparse.Namespace) -> int:
             common.emit(row)
         else:
             head = "" if rows and rows[-1]["measure"] == row["measure"] else f"{row['measure']}: {row['at']}\n"
-            print(head + _train_line(row) + _targets(row), flush=True)
+            print(head + _train_line(row) + measured.targets(row), flush=True)
         rows.append(row)
     told = {"command": "avse bench train", "runs": args.runs, "sizes": vars(sizes)}
     shapes = "tiny encoders" if args.small else "ViT-B/16 at 224 px and BERT-base, random weights"
-    _finish(args, rows, told, f"; {shapes}; medians of {args.runs}")
+    measured.finish(args, rows, told, f"; {shapes}; medians of {args.runs}")
     return 0
 
 

@@ -91,9 +91,7 @@ def add_allow_download(parser: argparse.ArgumentParser) -> None:
 
 def add_remote(parser: argparse.ArgumentParser, text: str) -> None:
     """Add --url and --token."""
-    parser.add_argument(
-        "--url", metavar="URL", help=f"{text}, such as http://127.0.0.1:8000 (this version of avse has no server yet)"
-    )
+    parser.add_argument("--url", metavar="URL", help=f"{text}, such as http://127.0.0.1:8377 (avse serve)")
     parser.add_argument("--token", help="the server's token (default: the environment variable AVSE_TOKEN)")
 
 

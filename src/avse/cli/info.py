@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from avse.cli import common
+
+if TYPE_CHECKING:
+    from avse.model import AVSE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,4 +83,18 @@ def _about(path: str) -> dict[str, object]:
         "block width C": model.block_width,
         "parameters": sum(p.numel() for p in model.parameters()),
         "fingerprint": model.fingerprint,
+        "weak answers": _weak(model),
     }
+
+
+def _weak(model: AVSE) -> str:
+    """Say from which score on answers count, in the gallery's size that the calibration has seen most of."""
+    learnt = model.calibration
+    if learnt is None:
+        return "not calibrated: avse evaluate MODEL DATA --split val --calibrate"
+    size = learnt.t2i.sizes[-1]
+    return (
+        f"below {learnt.threshold(size):.3f} among {size} pictures; {learnt.false_accepts:.2g} of sentences without an "
+        f"answer pass, {learnt.t2i.recall:.2g} of true pairs (split {learnt.facts.get('split', '?')} of "
+        f"{learnt.facts.get('dataset', '?')})"
+    )

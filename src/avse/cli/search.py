@@ -12,6 +12,9 @@ from avse.cli.common import MisuseError, add_force, add_json, add_remote, emit, 
 if TYPE_CHECKING:
     from avse.index import Hit, Index
 
+_AT_ONCE = 256
+"""Sentences of a file that are encoded and asked together."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
@@ -44,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Search and print the answers, best first.
+    """Search and print the answers, best first; weak ones are marked where the model is calibrated.
 
     Raises:
         MisuseError: Neither an index nor a server, or both; nothing to look for; options that do not go together.
@@ -88,23 +91,25 @@ def _sentences(path: Path) -> list[str]:
 
 def _search(args: argparse.Namespace, sentences: list[str]) -> None:
     from avse.index import Index
+    from avse.index.asking import Query
 
     with Index.open(args.index, model=args.model) as index:
         if args.sheet and index.side == "texts":
             raise ValueError(f"--sheet draws pictures, and {index.location} is an index of texts")
-        asked: list[dict[str, Any]] = [{"query": args.query, "image": args.image}]
+        asked: list[dict[str, Any]] = [{"query": sentence, "image": args.image} for sentence in sentences]
         if args.queries and index.side == "texts":
             raise ValueError(f"{index.location} is an index of texts, which answers pictures: give --image FILE")
-        if args.queries:
-            asked = [{"embedding": blocks} for blocks in index.encoder.encode_texts(sentences)]
         empty = True
-        for sentence, one in zip(sentences, asked):
-            hits = index.search(**one, where=args.where, k=args.k, approximate=args.approximate)
-            empty = empty and not hits
-            _print(args, hits, sentence)
-            if args.sheet:
-                _draw(args, index, hits)
-                print(f"contact sheet in {args.sheet}", file=sys.stderr)
+        for start in range(0, len(sentences), _AT_ONCE):
+            part = sentences[start : start + _AT_ONCE]
+            more: dict[str, Any] = {"where": args.where, "k": args.k, "approximate": args.approximate}
+            answers = index.search_many([Query(text=sentence, image=args.image, **more) for sentence in part])
+            for sentence, hits in zip(part, answers):
+                empty = empty and not hits
+                _print(args, hits, sentence)
+        if args.sheet:
+            _draw(args, index, hits)
+            print(f"contact sheet in {args.sheet}", file=sys.stderr)
         if args.approximate:
             _tell_recall(args, index, asked)
         if args.where and empty:
@@ -147,8 +152,12 @@ def _print(args: argparse.Namespace, hits: list[Hit], sentence: str | None) -> N
     for rank, hit in enumerate(hits, start=1):
         if args.json:
             query = {"query": sentence} if args.queries else {}
-            emit({**query, "rank": rank, "score": hit.score, "id": hit.id, "payload": hit.payload})
+            judged = {"confidence": hit.confidence, "weak": hit.weak}
+            emit({**query, "rank": rank, "score": hit.score, **judged, "id": hit.id, "payload": hit.payload})
         else:
-            print(f"{rank:4d}  {hit.score:8.4f}  {hit.id}")
+            confidence = "" if hit.confidence is None else f"  {hit.confidence:4.0%}"
+            print(f"{rank:4d}  {hit.score:8.4f}{confidence}  {hit.id}{'  (weak)' if hit.weak else ''}")
     if not hits and not args.json:
         print("no answers")
+    if hits and all(hit.weak for hit in hits):
+        print(f"no good match{f' for {sentence!r}' if sentence else ''}: every answer is weak", file=sys.stderr)

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import html
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from avse import files
-
-_STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8882; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; width: 100%; margin: 1rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }
-th:first-child, td:first-child { text-align: left; }
-img { max-width: 100%; height: auto; border-radius: 6px; background: #fff; }
-code, pre { background: var(--soft); border-radius: 4px; padding: .1rem .3rem; }
-pre { padding: .8rem; overflow-x: auto; }
-.note { opacity: .75; font-size: .9em; }
-.wide { overflow-x: auto; }
-"""
+from avse import files, markup
+from avse.markup import Html, element
 
 
 def table(report: dict[str, Any]) -> str:
@@ -75,62 +61,59 @@ def _stands_with(report: dict[str, Any]) -> str:
 
 
 def _page(out: Path, report: dict[str, Any]) -> str:
-    head = "".join(
-        f"<th>{h}</th>"
-        for h in (
-            "system",
-            "i2t R@1",
-            "R@5",
-            "R@10",
-            "t2i R@1",
-            "R@5",
-            "R@10",
-            "rSum",
-            "interval",
-            "duplicate-aware rSum",
-        )
-    )
+    head = ["system", *(f"{side} R@{k}" for side in ("i2t", "t2i") for k in (1, 5, 10))]
     rows = []
     for name, row in report["systems"].items():
-        cells = [f"{row[side][k]:.1f}" for side in ("i2t", "t2i") for k in ("r1", "r5", "r10")]
+        recalls = [f"{row[side][k]:.1f}" for side in ("i2t", "t2i") for k in ("r1", "r5", "r10")]
         low, high = row["rsum"]["ci"]
-        cells += [f"<b>{row['rsum']['mean']:.1f}</b>", f"{low:.1f} – {high:.1f}"]
-        cells.append(f"{row['duplicate_aware']['rsum']['mean']:.1f}")
-        label = f"<b>{html.escape(name)}</b><br><span class=note>{html.escape(report['titles'][name])}</span>"
-        rows.append(f"<tr><td>{label}</td>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
-    differences = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{row['mean']:+.1f}</td><td>{row['ci'][0]:+.1f} – {row['ci'][1]:+.1f}</td>"
-        f"<td>{row['p']:.3f}</td><td>{row['duplicate_aware']['mean']:+.1f}</td></tr>"
+        label = markup.join([element("b", name), Html("<br>"), element("small", report["titles"][name], class_="note")])
+        rsum, aware = element("b", f"{row['rsum']['mean']:.1f}"), row["duplicate_aware"]["rsum"]["mean"]
+        rows.append([label, *recalls, rsum, f"{low:.1f} – {high:.1f}", f"{aware:.1f}"])
+    differences = [
+        [
+            name,
+            f"{row['mean']:+.1f}",
+            f"{row['ci'][0]:+.1f} – {row['ci'][1]:+.1f}",
+            f"{row['p']:.3f}",
+            f"{row['duplicate_aware']['mean']:+.1f}",
+        ]
         for name, row in report["differences"].items()
-    )
+    ]
     timings = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report["timings"].items())
-    commands = html.escape("\n".join(next_commands(out, Path(report["data"]))))
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>avse demo</title><style>{_STYLE}</style></head><body>
-<h1>avse demo: {html.escape(report["dataset"])}</h1>
-<p>{html.escape(_stands_with(report))}.</p>
-<h2>Answers to sentences</h2>
-<p>The first answers of the index over {report["indexed"]} pictures (training pictures included), by AVSE.</p>
-{_image(out / "searches.png", "contact sheet of the searches")}
-<h2>Figures on the test split</h2>
-<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>
-<p class=note>All systems share the frozen encoders, the features, the number of epochs and of tuning trials.
-Intervals are 95 %, by bootstrap over images (and over seeds where there are several), the gallery fixed.</p>
-<h2>Paired differences in test rSum</h2>
-<table><thead><tr><th>pair</th><th>mean</th><th>95 % interval</th><th>p</th><th>duplicate-aware</th></tr></thead>
-<tbody>{differences}</tbody></table>
-<h2>Training</h2>
-{_image(out / "curves.png", "loss and validation rSum over the epochs")}
-<h2>Try next</h2><pre>{commands}</pre>
-<p class=note>Time of this run (finished parts are reused): {timings}; peak memory
-{report["peak_memory_gib"]} GiB. {html.escape(report["machine"])}.</p>
-</body></html>
-"""
+    return markup.page(
+        "avse demo",
+        element("h1", f"avse demo: {report['dataset']}"),
+        element("p", f"{_stands_with(report)}."),
+        element("h2", "Answers to sentences"),
+        element(
+            "p",
+            f"The first answers of the index over {report['indexed']} pictures (training pictures included), by AVSE.",
+        ),
+        _image(out / "searches.png", "contact sheet of the searches"),
+        element("h2", "Figures on the test split"),
+        markup.table([*head, "rSum", "interval", "duplicate-aware rSum"], rows),
+        element(
+            "p",
+            "All systems share the frozen encoders, the features, the number of epochs and of tuning trials. "
+            "Intervals are 95 %, by bootstrap over images (and over seeds where there are several), the gallery fixed.",
+            class_="note",
+        ),
+        element("h2", "Paired differences in test rSum"),
+        markup.table(["pair", "mean", "95 % interval", "p", "duplicate-aware"], differences),
+        element("h2", "Training"),
+        _image(out / "curves.png", "loss and validation rSum over the epochs"),
+        element("h2", "Try next"),
+        element("pre", "\n".join(next_commands(out, Path(report["data"])))),
+        element(
+            "p",
+            f"Time of this run (finished parts are reused): {timings}; peak memory {report['peak_memory_gib']} GiB. "
+            f"{report['machine']}.",
+            class_="note",
+        ),
+    )
 
 
-def _image(path: Path, text: str) -> str:
+def _image(path: Path, text: str) -> Html:
     if not path.is_file():
-        return f"<p class=note>({html.escape(text)}: not drawn, matplotlib is missing)</p>"
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{data}">'
+        return element("p", f"({text}: not drawn, matplotlib is missing)", class_="note")
+    return markup.picture(path.read_bytes(), text)

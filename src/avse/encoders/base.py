@@ -248,6 +248,13 @@ class TextEncoder(Encoder):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Encode (B, L) ids into tokens (B, L, W); rows at padding positions mean nothing."""
 
+    @abc.abstractmethod
+    def word_spans(self, text: str) -> list[tuple[int, int] | None]:
+        """Return for each token of a text where its word stands: first character and one past the last.
+
+        None for special tokens and padding, and for all where the tokenizer does not tell.
+        """
+
     def kept(self, attention_mask: Tensor) -> Tensor:
         """Return which tokens (B, L) bool a head looks at, so that others need not be stored: here all real ones."""
         return attention_mask.bool()

@@ -111,6 +111,13 @@ class BiGRU(TextEncoder, kind="bigru"):
         truncated = torch.tensor([len(words) > self.max_length for words in split])
         return TokenBatch(ids, (ids != 0).long(), truncated)
 
+    def word_spans(self, text: str) -> list[tuple[int, int] | None]:
+        """Return the word of each token, as `TextEncoder` says; None for the <unk> of a sentence without any word."""
+        # lower case may be longer than the letter that it stands for: İ
+        starts = [place for place, letter in enumerate(text) for _ in letter.lower()] + [len(text)]
+        found = [(starts[word.start()], starts[word.end() - 1] + 1) for word in _WORD.finditer(text.lower())]
+        return [*found[: self.max_length]] or [None]
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Encode (B, L) ids into tokens (B, L, hidden); packed by length, so padding changes nothing.
 

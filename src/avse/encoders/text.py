@@ -6,6 +6,8 @@ Knows the tokenizer and how words are masked, replaced or dropped in training. T
 from __future__ import annotations
 
 import json
+import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,23 @@ class TransformerText(TextEncoder, kind="transformers-text"):
         for row in truncated.nonzero()[:, 0].tolist():
             truncated[row] = len(self.tokenizer(texts[row], truncation=False, verbose=False)["input_ids"]) > limit
         return TokenBatch(encoded["input_ids"], encoded["attention_mask"], truncated)
+
+    def word_spans(self, text: str) -> list[tuple[int, int] | None]:
+        """Return the word of each token, as `TextEncoder` says; only the fast tokenizers tell."""
+        rule: dict[str, Any] = {"padding": self.padding, "truncation": True, "max_length": self.max_length}
+        if not self.tokenizer.is_fast:
+            return [None] * len(self.tokenizer(text, **rule)["input_ids"])
+        encoded = self.tokenizer(text, **rule, return_offsets_mapping=True)
+        ends = [run.end() for run in re.finditer(r"\S+", text)]
+        words: list[tuple[int, int] | None] = []  # the tokenizer's number of a word and of the run that it stands in
+        spans: dict[tuple[int, int] | None, tuple[int, int]] = {}
+        for number, (start, end) in zip(encoded.word_ids(), encoded["offset_mapping"]):
+            piece = text[start:end]  # SentencePiece counts the space before a word to it, and may know one word alone
+            start, end = end - len(piece.lstrip()), start + len(piece.rstrip())
+            words.append(None if number is None or start >= end else (number, bisect_right(ends, start)))
+            first, last = spans.get(words[-1], (start, end))
+            spans[words[-1]] = min(first, start), max(last, end)
+        return [None if word is None else spans[word] for word in words]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Encode (B, L) ids into tokens (B, L, W); rows at padding positions mean nothing."""

@@ -79,6 +79,11 @@ class Hit(NamedTuple):
     confidence: float | None = None
     weak: bool | None = None
 
+    def _repr_html_(self) -> str:
+        from avse.index import shown  # it names this class
+
+        return shown.hit_html(self)
+
 
 class Skipped(NamedTuple):
     """One input that was not indexed, and why."""

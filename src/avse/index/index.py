@@ -6,7 +6,6 @@ Checks what comes in, turns queries into blocks and leaves storing and searching
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,12 +15,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from avse.files import write_json
 from avse.images import ImageSource
 from avse.index import journal
+from avse.index.asking import Query, answer, check_query, judge, query_blocks, unknown_fields
 from avse.index.binding import check_model, find_encoder, load_encoder
 from avse.index.contract import (
     AddReport,
@@ -43,12 +42,12 @@ from avse.index.home import Home, find_home
 from avse.index.living import Embedder, Sync, progress_bar
 from avse.index.manifest import STORES, Manifest
 from avse.index.memory import MemoryStore
-from avse.index.pictures import Picture
+from avse.index.pictures import Picture, picture_file
 from avse.index.sentences import add_lines
-from avse.index.where import fields, parse
+from avse.index.shown import Hits
+from avse.index.uploads import check_uploads
+from avse.index.where import parse
 
-SENTENCE_WEIGHT = 0.5
-"""w of a sentence and a picture asked together: w·S/Q + (1-w)·S_II (method, section 3)."""
 REPORT = "report.json"
 """In the index's folder: what the last `Index.add_images` or `Index.prune` did, and what it skipped."""
 
@@ -311,6 +310,8 @@ class Index:
         except OSError as error:
             yield str(error)
         yield from self._store.verify()
+        if self._home.folder and (self._home.folder / "uploads").is_dir():
+            yield from check_uploads(self._home.folder, self._store.entries())
         if self._home.folder and (self._home.folder / journal.NAME).is_file():
             try:
                 self._own()
@@ -346,10 +347,34 @@ class Index:
         Raises:
             ValueError: Nothing, too much or something unfit is asked; no model is to be found.
         """
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise ValueError(f"k={k!r}: a whole number of at least 1 is wanted")
+        return self.search_many([Query(query, image, embedding, where, k, approximate)])[0]
+
+    def search_many(self, queries: Sequence[Query]) -> list[list[Hit]]:
+        """Answer several questions at once, each as `search` does: sentences and pictures are encoded in one batch.
+
+        Raises:
+            ValueError: As `search`, for the first that is unfit; none is answered then.
+        """
+        for query in queries:
+            check_query(query, self.layout, self.location)
+        blocks = query_blocks(queries, self.layout, lambda: self.encoder)
+        answers = answer(self._store, queries, blocks)
+        judge(queries, answers, self.layout, len(self), self._encoder)
+        return [self._shown(hits) for hits in answers]
+
+    def similar(self, name: str, *, k: int = 10, where: str | None = None) -> list[Hit]:
+        """Return the k entries most like one of them, by S_II of the stored blocks, itself left out.
+
+        Raises:
+            ValueError: No entry has the id ``name``; k or where as in `search`.
+        """
+        check_query(Query(embedding=(), where=where, k=k), self.layout, self.location)
+        _, blocks, _ = self.get([name])
+        if not len(blocks):
+            raise ValueError(f"{self.location} has no entry {name!r}")
         condition = None if where is None else parse(where)
-        return self._store.search(self._query_blocks(query, image, embedding), k, condition, approximate)
+        hits = self._store.search(blocks[0] / len(blocks[0]), k + 1, condition, False)
+        return self._shown([hit for hit in hits if hit.id != name][:k])
 
     def unknown_fields(self, where: str) -> list[str]:
         """Say of each field of a ``where`` expression that no entry has, that it is so, with the nearest name there is.
@@ -357,18 +382,11 @@ class Index:
         Raises:
             ValueError: ``where`` is no expression.
         """
-        wanted = fields(parse(where))
-        found, there = self._store.fields(wanted)
-        unknown = [name for name in wanted if name not in found] if len(self) else []
-        return [f"no entry has the field {name!r}{_nearest(name, there)}" for name in unknown]
+        return unknown_fields(self._store, where)
 
     def picture(self, hit: Hit) -> Path | None:
-        """Return where the picture of a hit lies (or lay) in `source`; None where the index does not know."""
-        source, path = self.source, hit.payload.get("path")
-        if source is None or not isinstance(path, str):
-            return None
-        found = Path(os.path.normpath(source / path))
-        return found if found.is_relative_to(source) else None
+        """Return where the picture of a hit lies (or lay), in `source` or the uploads; None where that is not known."""
+        return picture_file(self._home.folder, self.source, hit.payload)
 
     def facts(self) -> dict[str, object]:
         """Return what the index is, in words and numbers, and what its last run did."""
@@ -409,6 +427,9 @@ class Index:
     def _want(self, side: Side) -> None:
         if self.side != side:
             raise ValueError(f"{self.location} is an index of {self.side}: make another one for {side}")
+
+    def _shown(self, hits: list[Hit]) -> list[Hit]:
+        return Hits(hits, self.picture if self.side == "images" else None)
 
     def _sync(
         self, root: Path, what: Path | list[Path], embed: Embedder | None, retry: bool, progress: bool
@@ -459,38 +480,6 @@ class Index:
         if not len(names) == len(checked) == len(payloads):
             raise ValueError(f"{len(names)} ids, {len(checked)} embeddings, {len(payloads)} payloads: all must agree")
         self._store.add(names, checked, [check_payload(*entry) for entry in zip(names, payloads)])
-
-    def _query_blocks(self, query: str | None, image: ImageSource | None, embedding: ArrayLike | None) -> Blocks:
-        """Return the blocks (R, C) to ask a store for: MaxSim is linear in positive scales, so weights go into them."""
-        layout = self._manifest.layout
-        if embedding is not None:
-            if query is not None or image is not None:
-                raise ValueError("embedding= is asked alone, without a sentence or a picture")
-            return check_blocks(np.asarray(embedding)[None], layout.query, "an embedding to search for")[0]
-        if query is None and image is None:
-            raise ValueError("nothing to search for: give a sentence, image= or embedding=")
-        if self.side == "texts" and query is not None:
-            raise ValueError(
-                f"{self.location} is an index of texts, which answers pictures: give image= / --image FILE"
-            )
-        if query is not None and not query.strip():
-            raise ValueError("the sentence to search for is empty")
-        text = None if query is None else self.encoder.encode_texts([query])[0]
-        picture = None if image is None else self.encoder.encode_images([image])[0]
-        if picture is None or self.side == "texts":
-            return np.ascontiguousarray(text if picture is None else picture, np.float32)
-        picture = picture / len(picture)
-        if text is not None:
-            text = text * (SENTENCE_WEIGHT / len(text))
-            picture = np.concatenate([text, (1 - SENTENCE_WEIGHT) * picture])
-        return np.ascontiguousarray(picture, np.float32)
-
-
-def _nearest(name: str, names: set[str]) -> str:
-    if name in ("date", "year"):
-        return "; it comes from EXIF, which no picture here has"
-    close = difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(names)[:12]) or 'none'}"
 
 
 def _common_folder(paths: Sequence[Path]) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from avse.index.contract import Payload, StoreError
-from avse.index.pictures import microseconds
+from avse.index.pictures import UPLOADED, microseconds
 
 _log = logging.getLogger(__name__)
 NAME = "journal.sqlite"
@@ -37,6 +37,8 @@ CREATE INDEX gone_of_content ON gone (sha256);
 CREATE TEMP TABLE claims (path TEXT PRIMARY KEY, bytes INTEGER, modified INTEGER, sha256 TEXT) WITHOUT ROWID;
 PRAGMA user_version = 1;
 """
+UPLOAD = "upload:"
+"""Before the content of an uploaded picture: it is in the index whatever becomes of any path, and never dirty."""
 _DIRTY = "c.dirty"
 _REBUILD = """
 DELETE FROM paths WHERE reason IS NULL AND sha256 NOT IN (SELECT sha256 FROM contents);
@@ -102,7 +104,7 @@ class Journal:
         self._do("DELETE FROM claims")
         for name, payload in (entry for page in pages for entry in page):
             content = content_of(name, payload)
-            spare = name == spare_id(content)
+            spare = name == spare_id(content) and not content.startswith(UPLOAD)
             if not self._do("INSERT OR IGNORE INTO contents VALUES (?, ?, ?)", content, name, spare):
                 doubles.append(name)
                 continue
@@ -296,9 +298,13 @@ def spare_id(content: str) -> str:
 def content_of(name: str, payload: Payload) -> str:
     """Return the content of an entry: its SHA-256, or "id:" and its id where the entry does not say it."""
     content = payload.get("sha256")
+    if payload.get(UPLOADED):
+        return f"{UPLOAD}{content}"
     return content if isinstance(content, str) and is_picture(name, payload) else f"id:{name}"
 
 
 def is_picture(name: str, payload: Payload) -> bool:
-    """Tell whether an entry is of a picture in a folder, by its id and its payload."""
+    """Tell whether an entry is of a picture in a folder, by its id and its payload; an uploaded one is not."""
+    if payload.get(UPLOADED):
+        return False
     return isinstance(path := payload.get("path"), str) and name in (path, spare_id(str(payload.get("sha256"))))

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from avse.files import sha256
 from avse.images import walk_images
 from avse.index.contract import AddReport, Blocks, Payload, Skipped, Store, is_unicode
-from avse.index.journal import Content, Journal, Seen, content_of, spare_id
+from avse.index.journal import UPLOAD, Content, Journal, Seen, content_of, spare_id
 from avse.index.pictures import Picture, iso_time, path_payload, reason_of
 
 Embedder = Callable[[Iterable[tuple[str, Path]]], Iterable[Sequence[Picture | Skipped]]]
@@ -354,6 +354,8 @@ class Sync(Scan):
                 row = journal.row(name)
                 time_ = {"modified": iso_time(row.modified)} if row and row.modified is not None else {}
                 moves.append(_Move(content, name, {**path_payload(name, paths), **time_}))
+            holders = [(journal.content_at(move.id), move.id) for move in moves]
+            self._displace([Content(held, name) for held, name in holders if held and held.startswith(UPLOAD)])
             self._move(moves, dirty=False)
 
     def _displace(self, contents: list[Content]) -> None:
@@ -382,7 +384,7 @@ class Sync(Scan):
             self._store.flush()
         for move in moves:
             if move.content.sha256 in found:
-                self.journal.hold(move.content.sha256, move.id, dirty)
+                self.journal.hold(move.content.sha256, move.id, dirty and not move.content.sha256.startswith(UPLOAD))
             else:
                 for path in self.journal.paths(move.content.sha256):
                     self.skip(path, "its entry was lost: the next run embeds it again")

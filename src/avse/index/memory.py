@@ -22,10 +22,13 @@ from avse.index.where import Node, has
 from avse.scoring import aeom
 from avse.scoring.query import look_again
 from avse.scoring.rows import read_rows
+from avse.scoring.topk import topk
 
 _CHUNK_BYTES = 1 << 24
 _FEW = 32  # rows that are one in so many or fewer are picked out and scored in float32
 _PAGE = 1000
+_SPARE = 32  # rows beyond the first k that queries asked together look at: more ties than these are looked for alone
+_WIDE = 4096  # rows a query beyond which asking together does not pay
 _FIRST = 200  # entries that are read to find out which fields there are
 Scores = NDArray[np.float32]
 Numbers = NDArray[np.int64]
@@ -134,12 +137,48 @@ class MemoryStore:
         else:
             numbers, scores = self._scan(blocks, numbers, query, k)
         numbers = numbers[scores >= _bound(scores, k) - 2 * rounding(query)]
+        return self._settle(numbers, query, k)
+
+    def _settle(self, numbers: Numbers, query: Blocks, k: int) -> list[Hit]:
+        """Return the first k of the rows that may be among them, scored in float64 and checked."""
+        if not len(numbers):
+            return []
+        blocks = self._rows.blocks()
         pages = (read_rows(blocks, numbers[at : at + _PAGE]) for at in range(0, len(numbers), _PAGE))
         best = np.concatenate([exact_scores(page, query, self._layout.side) for page in pages])
         found = sorted(zip(self._rows.read(numbers.tolist()), best), key=lambda pair: (-pair[1], pair[0].id))[:k]
         for (row, _), part in zip(found, read_rows(blocks, np.array([row.number for row, _ in found]))):
             self._rows.check(row, part)
         return [Hit(row.id, float(score), row.payload) for row, score in found]
+
+    def search_many(self, queries: Sequence[Blocks], ks: Sequence[int]) -> list[list[Hit]]:
+        """Answer several queries without a condition as `search` does; those of one shape share one pass over the rows.
+
+        Args:
+            queries: (R, C) each.
+            ks: How many each wants.
+        """
+        found: list[list[Hit]] = [[] for _ in queries]
+        shapes: dict[tuple[int, ...], list[int]] = {}
+        for at, query in enumerate(queries):
+            shapes.setdefault(query.shape, []).append(at)
+        blocks, dead = self._rows.blocks(), int(np.count_nonzero(~self._rows.alive))
+        for members in shapes.values():
+            wide = max(ks[at] for at in members) + _SPARE + dead
+            if len(members) == 1 or wide > _WIDE:
+                for at in members:
+                    found[at] = self.search(queries[at], ks[at], None, False)
+                continue
+            asked = np.stack([queries[at] for at in members])
+            best = topk(asked, blocks, wide, "texts" if self._layout.side == "images" else "images")
+            for at, scores, numbers in zip(members, best.scores, best.ids):
+                alive = self._rows.alive[numbers]
+                near = numbers[alive][scores[alive] >= _bound(scores[alive], ks[at]) - 2 * rounding(queries[at])]
+                whole = len(numbers) == len(blocks) or len(near) < np.count_nonzero(alive)
+                found[at] = (
+                    self._settle(near, queries[at], ks[at]) if whole else self.search(queries[at], ks[at], None, False)
+                )
+        return found
 
     def close(self) -> None:
         """Flush and release the lock."""

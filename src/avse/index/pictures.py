@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from datetime import datetime, timezone
@@ -12,6 +14,11 @@ from PIL import ExifTags, Image
 
 from avse.images import ImageError, open_image
 from avse.index.contract import Blocks, Payload, Skipped
+
+UPLOADED = "uploaded"
+"""Field of the payload of a picture that came over the network and lies below the index's folder."""
+
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class Picture(NamedTuple):
@@ -63,6 +70,34 @@ def path_payload(name: str, paths: list[str]) -> Payload:
     """Return the part of a payload that says where a picture lies: path, its name and folder, and all paths."""
     folder, _, last = name.rpartition("/")
     return {"path": name, "paths": paths, "name": last, "folder": folder}
+
+
+def upload_file(folder: Path, content: str) -> Path:
+    """Return where the index in ``folder`` keeps an uploaded picture of this SHA-256.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if _SHA256.fullmatch(content) is None:
+        raise ValueError(f"{content!r} is no SHA-256: 64 hexadecimal digits are wanted")
+    return folder / "uploads" / content[:2] / content
+
+
+def picture_file(folder: Path | None, source: Path | None, payload: Payload) -> Path | None:
+    """Return where the picture of an entry lies (or lay); None where that is not known.
+
+    Args:
+        folder: The index's, for pictures that were uploaded.
+        source: The one that paths are relative to.
+        payload: The entry's.
+    """
+    if payload.get(UPLOADED):
+        content = str(payload.get("sha256"))
+        return upload_file(folder, content) if folder is not None and _SHA256.fullmatch(content) else None
+    if source is None or not isinstance(path := payload.get("path"), str):
+        return None
+    found = Path(os.path.normpath(source / path))
+    return found if found.is_relative_to(source) else None
 
 
 def iso_time(microseconds: int) -> str:

@@ -2,14 +2,15 @@
 
 The API, under the header ``Authorization: Bearer TOKEN``; errors have a body {"detail": "..."}:
 
-- ``POST /api/search`` {"query", "image" (base64), "where", "k", "approximate"} → {"hits": [{"id", "score", "payload"}]}
+- ``POST /api/search`` {"query", "image" (base64), "where", "k", "approximate"} → {"hits": [{"id", "score", …}]}
 - ``POST /api/images?path=&sha256=&modified=`` with a picture's bytes as body: 201 where it was embedded, 200 where its
-  content was there and only gained the path, 415 or 422 where it is no picture. A path has one content: another one
-  takes it from its former entry.
+  content was there and only gained the path, 415 or 422 where it is no picture, 413 where it is too large. A path has
+  one content: another one takes it from its former entry.
 - ``GET /api/images?after=&limit=`` → {"entries": [{"id", "payload"}], "next"}: page by page until next is null
 - ``DELETE /api/images/{path}``: the entry loses the path, with its last path it goes; 204, or 404 where it is unknown
 
-avse has no such server yet: this was tested against a small one of the tests.
+`avse serve` is that server. A hit has id, score, payload, confidence and weak, the last two null where the model was
+not calibrated.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from urllib.parse import quote, urlencode, urlsplit
 from avse.index.contract import AddReport, Hit, Payload, StoreError
 from avse.index.journal import Journal, Seen
 from avse.index.living import Scan, progress_bar
-from avse.index.pictures import iso_time
+from avse.index.pictures import UPLOADED, iso_time
 
 _PAGE = 1000
 TIMEOUT = 120.0
@@ -66,6 +67,7 @@ class Remote:
         self.url = url.rstrip("/")
         token = token or os.environ.get("AVSE_TOKEN")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._most: int | None = None  # bytes of a picture that the server takes
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
 
     def search(
@@ -87,7 +89,7 @@ class Remote:
         asked = {"query": query, "image": picture, "where": where, "k": k, "approximate": approximate}
         _, found = self._ask("POST", "/api/search", json.dumps(asked).encode(), "application/json")
         with _as_expected(self.url):
-            return [Hit(hit["id"], float(hit["score"]), dict(hit["payload"])) for hit in found["hits"]]
+            return [_hit(hit) for hit in found["hits"]]
 
     def entries(self) -> Iterator[list[tuple[str, Payload]]]:
         """Yield ids and payloads of all entries page by page."""
@@ -96,7 +98,7 @@ class Remote:
             asked = {"limit": _PAGE} | ({} if after is None else {"after": after})
             _, page = self._ask("GET", f"/api/images?{urlencode(asked)}")
             with _as_expected(self.url):
-                entries = [(str(entry["id"]), dict(entry["payload"])) for entry in page["entries"]]
+                entries = [(str(entry["id"]), _picture(entry["payload"])) for entry in page["entries"]]
                 after = page["next"]
             yield entries
             if after is None:
@@ -109,6 +111,12 @@ class Remote:
             RefusedError: It is no picture.
             StoreError: The server does not answer.
         """
+        if self._most is None:
+            _, info = self._ask("GET", "/api/info")
+            with _as_expected(self.url):
+                self._most = int(info["limits"]["upload_bytes"])
+        if (row.bytes or 0) > self._most:  # or the server would hang up in the middle of it
+            raise RefusedError(f"{row.bytes:,} bytes, and the server takes {self._most:,}")
         said = {"path": row.path, "sha256": row.sha256, "modified": iso_time(row.modified or 0)}
         with open(file, "rb") as stream:
             status, _ = self._ask(
@@ -153,13 +161,24 @@ class Remote:
             return
         if error.code in (401, 403):
             raise StoreError(f"{self.url} refuses the token ({detail}): give it as --token or in AVSE_TOKEN") from error
-        if error.code in (415, 422) and method == "POST" and "/api/images" in error.url:
+        if error.code in (413, 415, 422) and method == "POST" and "/api/images" in error.url:
             raise RefusedError(detail) from error
         if error.code in (400, 422):
             raise ValueError(f"{self.url}: {detail}") from error
         raise StoreError(
             f"{self.url} answered {error.code} ({detail}): is it an avse server with an index?{_goes_on(error.url)}"
         ) from error
+
+
+def _hit(said: dict[str, Any]) -> Hit:
+    sure, weak = said.get("confidence"), said.get("weak")
+    told = None if sure is None else float(sure), None if weak is None else bool(weak)
+    return Hit(str(said["id"]), float(said["score"]), dict(said["payload"]), *told)
+
+
+def _picture(payload: Payload) -> Payload:
+    """Return a payload as that of a picture in a folder: here it does not matter how the server came to it."""
+    return {name: value for name, value in dict(payload).items() if name != UPLOADED}
 
 
 def _goes_on(path: str) -> str:

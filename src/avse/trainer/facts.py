@@ -11,12 +11,15 @@ from typing import Any
 import torch
 
 from avse import parallel
+from avse.calibration import Calibration, CalibrationError
 from avse.config import TrainConfig
 from avse.data.shards import PairShards
+from avse.evaluate import score
 from avse.inputs import Inputs
 from avse.losses import CrossViewDecorrelationLoss
 from avse.metrics import RetrievalReport
 from avse.model import AVSE
+from avse.protocols import calibration_of
 from avse.sampling import mean_overlap
 
 log = logging.getLogger(__name__)
@@ -109,6 +112,22 @@ def views_overlap(model: AVSE, train: Train) -> float | None:
         tokens = encoder(seen) if seen.ndim == 4 else seen
         chosen = groups(tokens[:, encoder.num_prefix :])[0].cpu()
         return round(mean_overlap(chosen, encoder.grid[0] * encoder.grid[1]), 4)
+
+
+def learn_calibration(model: AVSE, val: Inputs, *, shared: bool = False) -> Calibration | None:
+    """Score validation once more, in the precision of searches, and learn which answers are weak; None: too few texts.
+
+    Args:
+        model: with the weights that are kept.
+        val: the validation split, open for it.
+        shared: as in `avse.evaluate.evaluate`.
+    """
+    scored = score([(model, val, {})], shared=shared)
+    try:
+        return calibration_of(scored)
+    except CalibrationError as error:
+        log.info("answers will not be marked as weak: %s", error)
+        return None
 
 
 def figures(report: RetrievalReport) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from avse.metrics import RetrievalReport
 from avse.model import AVSE
 from avse.plots import draw_curves
 from avse.trainer.board import Board
-from avse.trainer.facts import described, figures, identity_of, views_overlap
+from avse.trainer.facts import described, figures, identity_of, learn_calibration, views_overlap
 from avse.trainer.feed import Fed, Feed, PairFeed, ShardFeed, augmentation
 from avse.trainer.random import set_random_states
 from avse.trainer.record import HISTORY, MODEL, RunRecord, refuse_to_replace
@@ -178,6 +178,7 @@ class Trainer:
     def _open(self, train: PairDataset | Inputs | PairShards, val: PairDataset | Inputs) -> None:
         """Open both splits, and plan the batches."""
         model, config = self.model, self.config
+        model.calibration = None  # the start's, if it had one
         self.train = train if isinstance(train, PairShards) else self._inputs(train, augmented=True)
         count = self.train.num_images if isinstance(self.train, PairShards) else self.train.dataset.num_images
         if count < 2:
@@ -471,6 +472,7 @@ class Trainer:
         if self.model.groups is not None:
             facts["views_overlap"] = views_overlap(self.model, self.train)
         self.model.eval()
+        self.model.calibration = learn_calibration(self.model, self.val, shared=True)
         if self.folder is None or not parallel.is_main():
             return
         if self.save_model:

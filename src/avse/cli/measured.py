@@ -1,0 +1,44 @@
+"""What the parts of `avse bench` share: files that are not replaced, targets, the machine's line."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Refuse files that are there already, and a plot that cannot be drawn."""
+    from pathlib import Path
+
+    from avse.benchmarks import plot
+
+    out = getattr(args, "out", None)
+    for path in filter(None, (out, args.out_json)):
+        if Path(path).exists() and not args.force:
+            raise FileExistsError(f"{path} exists; pass --force to replace it")
+    if out:
+        plot.check_plots()
+
+
+def finish(args: argparse.Namespace, rows: list[dict[str, Any]], told: dict[str, Any], note: str = "") -> str:
+    """Print the machine's line, write the rows with it where they are wanted, and return it."""
+    from avse import files
+    from avse.benchmarks import machine
+
+    host = machine() | {"threads": args.threads}
+    line = f"{host['processor']}, {host['cores']} cores, {args.threads} used, torch {host['torch']}, {host['date']}"
+    if not args.json:
+        print(line + note)
+    if args.out_json:
+        files.write_json(args.out_json, {"machine": host, **told, "rows": rows})
+    return line
+
+
+def targets(row: dict[str, Any]) -> str:
+    """Write what the issue wants of a row, a line each."""
+    text = ""
+    for target in row["targets"]:
+        state = {True: "reached", False: "NOT reached", None: "not known here"}[target["reached"]]
+        found = "" if target["found"] is None else f": {target['found']:.3g}"
+        text += f"\n      target {target['wanted']}{found}, {state}"
+    return text

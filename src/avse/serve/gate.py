@@ -1,0 +1,257 @@
+"""Before the routes: who may ask, how much, how long; after them: headers, a line of log, metrics. Knows no index."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import logging
+import secrets
+import time
+from collections.abc import Mapping
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+
+from fastapi import HTTPException
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from avse.serve.limits import Limits
+from avse.serve.metrics import Metrics
+
+COOKIE = "avse_session"
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+POLICY = (
+    "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; form-action 'self'; "
+    "frame-ancestors 'none'"
+)
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+_GUARDED = ("/api/", "/thumbnails/", "/metrics")
+_COUNTED = ("/api/", "/thumbnails/")
+_requests = logging.getLogger("avse.serve.requests")
+_log = logging.getLogger(__name__)
+
+
+class Keys:
+    """The token, compared in constant time, and what a browser's cookie holds in its place."""
+
+    def __init__(self, token: str | None) -> None:
+        """Take the token; None: there is none."""
+        self._token = None if token is None else token.encode()
+        self.session = hmac.new(self._token or secrets.token_bytes(32), b"avse session", hashlib.sha256).hexdigest()
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is a token."""
+        return self._token is not None
+
+    def fits(self, given: str) -> bool:
+        """Tell whether this is the token."""
+        return self._token is not None and hmac.compare_digest(given.encode("utf-8", "replace"), self._token)
+
+    def opens(self, headers: Headers) -> bool:
+        """Tell whether a request brings the token, or the cookie that stands for it."""
+        kind, _, given = headers.get("authorization", "").partition(" ")
+        if kind.lower() == "bearer" and self.fits(given.strip()):
+            return True
+        cookie: SimpleCookie = SimpleCookie()
+        try:
+            cookie.load(headers.get("cookie", ""))
+        except CookieError:
+            return False
+        found = cookie.get(COOKIE)
+        return (
+            self.wanted
+            and found is not None
+            and hmac.compare_digest(found.value.encode("utf-8", "replace"), self.session.encode())
+        )
+
+
+class Gate:
+    """The ASGI middleware around all routes."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        keys: Keys,
+        limits: Limits,
+        metrics: Metrics,
+        origins: frozenset[str],
+        any_host: bool,
+    ) -> None:
+        """Keep the rules.
+
+        Args:
+            app: What is behind.
+            keys: The token.
+            limits: Of body, time and requests in flight.
+            metrics: Told of every request.
+            origins: Pages of other origins that may ask.
+            any_host: Whether the Host header may name anything but this machine's loopback.
+        """
+        self._app, self._keys, self._limits, self._metrics = app, keys, limits, metrics
+        self._origins, self._any_host, self._active = origins, any_host, 0
+        self._headers = {
+            "content-security-policy": POLICY,
+            "x-content-type-options": "nosniff",
+            "x-frame-options": "DENY",
+            "referrer-policy": "no-referrer",
+            "cross-origin-resource-policy": "cross-origin" if origins else "same-origin",
+            "cross-origin-opener-policy": "same-origin",
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through, or answer it here."""
+        if scope["type"] == "websocket":
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        passage = _Passage(scope, receive, send, self._headers, self._limits)
+        counted = scope["path"].startswith(_COUNTED)
+        self._active += counted
+        try:
+            await passage.run(self._app, self._refusal(scope))
+        finally:
+            self._active -= counted
+            seconds = time.perf_counter() - passage.began
+            self._metrics.observe(scope["method"] if passage.known else "OTHER", passage.route, passage.status, seconds)
+            passage.tell(seconds)
+
+    def _refusal(self, scope: Scope) -> HTTPException | None:
+        headers, path = Headers(scope=scope), scope["path"]
+        if not self._any_host and _host(headers.get("host", "")) not in LOOPBACK:
+            return HTTPException(400, "the Host header names another machine than this one")
+        origin = headers.get("origin")
+        if scope["method"] not in _SAFE and origin is not None and origin not in self._origins:
+            if origin.partition("://")[2] != headers.get("host"):
+                return HTTPException(403, "a page of another origin may not ask (--cors ORIGIN allows one)")
+        if self._keys.wanted and needs_token(path) and not self._keys.opens(headers):
+            return HTTPException(401, "the server's token is wanted", {"WWW-Authenticate": "Bearer"})
+        if self._active > self._limits.in_flight:
+            return busy("too many requests at once")
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > self._limits.upload_bytes:
+            return too_large(self._limits)
+        return None
+
+
+def needs_token(path: str) -> bool:
+    """Tell whether a path is only for those who bring the token, where there is one."""
+    return path.startswith(_GUARDED) and path != "/api/session"
+
+
+def busy(why: str) -> HTTPException:
+    """Return the answer to one too many."""
+    return HTTPException(429, f"{why}: try again in a second", {"Retry-After": "1"})
+
+
+def too_large(limits: Limits) -> HTTPException:
+    """Return the answer to a body beyond its limit."""
+    return HTTPException(413, f"the request's body is larger than {limits.upload_bytes:,} bytes")
+
+
+class _Passage:
+    """One request on its way through: counts what comes and goes, and ends it in time."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, headers: Mapping[str, str], limits: Limits) -> None:
+        self.began = time.perf_counter()
+        self.id, self.status, self.sent = secrets.token_hex(6), 499, 0
+        self._scope, self._receive, self._send, self._limits = scope, receive, send, limits
+        own = {**headers, "x-request-id": self.id}
+        self._headers = [(name.encode(), value.encode()) for name, value in own.items()]
+        self._received, self._whole, self._started, self._late = 0, False, False, False
+        scope.setdefault("state", {})["told"] = {}
+
+    @property
+    def route(self) -> str:
+        """The template of the route, the same for all ids."""
+        route = getattr(self._scope.get("route"), "path", None)
+        if route is None and self._scope["path"].startswith("/static/"):
+            return "/static"
+        return str(route or "none")
+
+    @property
+    def known(self) -> bool:
+        """Whether the method is one of HTTP's."""
+        return self._scope["method"] in (*_SAFE, "POST", "DELETE", "PUT", "PATCH", "HEAD")
+
+    async def run(self, app: ASGIApp, refusal: HTTPException | None) -> None:
+        """Answer."""
+        task = asyncio.current_task()
+        timer = asyncio.get_running_loop().call_later(self._limits.seconds, self._expire, task)
+        try:
+            if refusal is not None:
+                await self._refuse(refusal)
+            else:
+                await app(self._scope, self.receive, self.send)
+        except HTTPException as error:
+            await self._refuse(error)
+        except asyncio.CancelledError:
+            if not self._late:
+                raise
+            if (uncancel := getattr(task, "uncancel", None)) is not None:
+                uncancel()
+            status = 503 if self._whole else 408
+            await self._refuse(HTTPException(status, f"not done within {self._limits.seconds:g} seconds"))
+        except Exception:
+            _log.exception("request %s failed", self.id)
+            await self._refuse(HTTPException(500, f"an error in the server; its log has it under {self.id}"))
+        finally:
+            timer.cancel()
+
+    def _expire(self, task: asyncio.Task[Any] | None) -> None:
+        self._late = True
+        if task is not None:
+            task.cancel()
+
+    async def _refuse(self, error: HTTPException) -> None:
+        if self._started:
+            raise ConnectionAbortedError(f"request {self.id} was given up in the middle of its answer")
+        answer = JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+        await answer(self._scope, self._receive, self.send)
+
+    async def receive(self) -> Message:
+        """Take a part of the body, and count it."""
+        message = await self._receive()
+        self._received += len(message.get("body", b""))
+        self._whole = self._whole or not message.get("more_body", False)
+        if self._received > self._limits.upload_bytes:
+            raise too_large(self._limits)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Send a part of the answer under the headers that all have."""
+        if message["type"] == "http.response.start":
+            self._started, self.status = True, message["status"]
+            message = {**message, "headers": [*message.get("headers", ()), *self._headers]}
+        self.sent += len(message.get("body", b""))
+        await self._send(message)
+
+    def tell(self, seconds: float) -> None:
+        """Write the line of log."""
+        said = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "method": self._scope["method"],
+            "route": self.route,
+            "status": self.status,
+            "ms": round(1e3 * seconds, 1),
+            "bytes": self.sent,
+            "request": self.id,
+            **self._scope["state"].get("told", {}),
+        }
+        _requests.info(json.dumps(said, ensure_ascii=True))
+
+
+def _host(header: str) -> str:
+    """Return the name in a Host header, without its port.
+
+    >>> _host("[::1]:8377"), _host("localhost:8377"), _host("127.0.0.1")
+    ('::1', 'localhost', '127.0.0.1')
+    """
+    if header.startswith("["):
+        return header[1:].partition("]")[0]
+    return header.partition(":")[0].lower()

@@ -1,0 +1,86 @@
+"""Pictures made anew for a page: decoded and encoded again, so that no byte of a file leaves the server as it is."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from avse.images import read_image
+
+SIZES = (320, 1280)
+"""The longer side of a thumbnail may have so many pixels."""
+QUALITY = 85
+
+
+class Thumbnail(NamedTuple):
+    """A JPEG and the tag of its content."""
+
+    tag: str
+    data: bytes
+
+
+class Thumbnails:
+    """Makes each once and keeps what was used last; called from several threads."""
+
+    def __init__(self, most_bytes: int, max_pixels: int) -> None:
+        """Begin empty.
+
+        Args:
+            most_bytes: Of all that is kept.
+            max_pixels: Of a picture that is decoded.
+        """
+        self._most, self._max_pixels, self._bytes = most_bytes, max_pixels, 0
+        self._kept: OrderedDict[str, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def tag(self, file: Path, size: int) -> str:
+        """Return what tells this file's thumbnail from another one, by its name, size and time.
+
+        Raises:
+            OSError: It is gone.
+        """
+        facts = file.stat()
+        said = f"{os.fspath(file)}\0{facts.st_size}\0{facts.st_mtime_ns}\0{size}\0{QUALITY}"
+        return hashlib.sha256(said.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+    def make(self, file: Path, size: int) -> Thumbnail:
+        """Return the thumbnail, made now if it is not kept.
+
+        Raises:
+            OSError, ImageError: The file is gone or no picture.
+        """
+        tag = self.tag(file, size)
+        with self._lock:
+            if tag in self._kept:
+                self._kept.move_to_end(tag)
+                return Thumbnail(tag, self._kept[tag])
+        picture = read_image(file, max_pixels=self._max_pixels, draft=(size, size))
+        picture.thumbnail((size, size), Image.Resampling.LANCZOS)
+        stream = io.BytesIO()
+        Image.frombytes("RGB", picture.size, picture.tobytes()).save(stream, "JPEG", quality=QUALITY)  # pixels alone
+        data = stream.getvalue()
+        with self._lock:
+            if tag not in self._kept:
+                self._kept[tag] = data
+                self._bytes += len(data)
+            while self._bytes > self._most and len(self._kept) > 1:
+                self._bytes -= len(self._kept.popitem(last=False)[1])
+        return Thumbnail(tag, data)
+
+
+def file_within(file: Path | None, folder: Path | None) -> Path | None:
+    """Return the file with its links followed, if it is one and then still lies in the folder."""
+    if file is None or folder is None:
+        return None
+    try:
+        real = file.resolve(strict=True)
+        return real if real.is_file() and real.is_relative_to(folder.resolve()) else None
+    except (OSError, RuntimeError, ValueError):  # gone, a link to itself, a NUL in its name
+        return None
