@@ -191,6 +191,37 @@ def test_it_is_kept_as_json():
         Calibration.from_dict({**values, "t2i": {**values["t2i"], "thresholds": []}})
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [{"false_accepts": "x"}, {"facts": "ab"}, {"t2i": []}]
+    + [{"t2i": {"thresholds": [value] * 9}} for value in (np.nan, np.inf, "high", None)]
+    + [{"t2i": {"slope": "steep"}}, {"t2i": {"slope": np.nan}}, {"t2i": {"sizes": ["small"] * 9}}]
+    + [{"t2i": {"sizes": [9, 8, 7, 6, 5, 4, 3, 2, 1]}}, {"t2i": {"sizes": [0, 1, 2, 3, 4, 5, 6, 7, 8]}}],
+)
+def test_a_damaged_calibration_is_refused(damage):
+    values = calibrate(*world(0)).to_dict()
+    values["t2i"] |= {"sizes": list(range(1, 10)), "thresholds": [0.1] * 9}
+    assert Calibration.from_dict(values).t2i.thresholds == (0.1,) * 9
+    for key, value in damage.items():
+        values[key] = {**values[key], **value} if isinstance(value, dict) else value
+    with pytest.raises(CalibrationError):
+        Calibration.from_dict(values)
+
+
+def test_a_split_without_clear_non_answers_has_no_curve():
+    learnt = calibrate(*world(0))
+    scores, owner = world(1, images=30)
+    assert reliability(learnt, scores, owner) != []
+    assert reliability(learnt, scores, owner, ["a red flower"] * 30) == []
+    assert reliability(learnt, scores[:5, :5], owner[:5]) == []
+
+
+def test_training_forgets_the_calibration(training):
+    model = AVSE(training[0])
+    model.calibration = calibrate(*world(0))
+    assert model.eval().calibration is not None and model.train().calibration is None
+
+
 @pytest.fixture(scope="module")
 def training(tmp_path_factory, tiny_vit_folder, tiny_bert_folder):
     """A recipe's model part, and made scenes with some 30 pictures to validate on."""

@@ -27,10 +27,17 @@ def folder(tmp_path_factory):
     """The commands of "Your own pictures", run in a fresh folder with the real encoders on 40 small scenes."""
     folder = tmp_path_factory.mktemp("readme")
     make_scenes(folder / "my-pictures", count=40, size=64, seed=0)
+    return folder, commands("avse train", folder)
+
+
+def commands(marker, folder):
+    """Run the lines of the block with `marker` but those of a server, and return what each verb printed."""
     done = {}
-    for command in next(b for b in blocks("sh") if "avse train" in b).strip().splitlines():
+    for command in next(b for b in blocks("sh") if marker in b).strip().splitlines():
         words = shlex.split(command, comments=True)
         assert words[0] == "avse"
+        if words[1] == "serve":  # tests/serve does that
+            continue
         if words[1] == "train":
             words += shlex.split(FAST)
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -39,7 +46,7 @@ def folder(tmp_path_factory):
         )
         assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
         done[words[1]] = result.stdout
-    return folder, done
+    return done
 
 
 def test_the_commands_do_what_they_say(folder):
@@ -47,6 +54,14 @@ def test_the_commands_do_what_they_say(folder):
     assert "rSum" in done["evaluate"] and "split test" in done["evaluate"]
     assert len([line for line in done["search"].splitlines() if re.match(r"\s*[1-5]\s", line)]) == 5
     assert (where / "answers.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_reason_why(folder):
+    where, _ = folder
+    done = commands("avse explain", where)
+    assert "star" in done["explain"] and "rSum" in done["evaluate"]
+    assert (where / "why.png").read_bytes().startswith(b"\x89PNG")
+    assert (where / "report.html").read_text().startswith("<!doctype html>")
 
 
 def test_the_code_runs(folder):
@@ -61,9 +76,9 @@ def test_the_code_runs(folder):
 
 
 def test_the_other_commands_named_in_the_text(tmp_path):
-    commands = re.findall(r"`(avse (?:data scenes|recipes)[^`]*)`", README)
-    assert len(commands) >= 2
-    for command in commands:
+    named = re.findall(r"`(avse (?:data scenes|recipes)[^`]*)`", README)
+    assert len(named) >= 2
+    for command in named:
         result = subprocess.run(
             [sys.executable, "-m", "avse", *shlex.split(command)[1:]], cwd=tmp_path, capture_output=True, text=True
         )

@@ -142,15 +142,20 @@ class Calibration:
                 raise CalibrationError(f"calibration of format {values['format']}; this version reads {_FORMAT}")
             sides = [_read_side(values[name]) for name in SIDES]
             return cls(sides[0], sides[1], float(values["false_accepts"]), dict(values["facts"]))
-        except (KeyError, TypeError) as error:
+        except CalibrationError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
             raise CalibrationError(f"calibration is not whole: {type(error).__name__}: {error}") from error
 
 
 def _read_side(values: dict[str, Any]) -> Side:
-    kept = {**values, "sizes": tuple(values["sizes"]), "thresholds": tuple(values["thresholds"])}
-    if not 0 < len(kept["sizes"]) == len(kept["thresholds"]):
-        raise CalibrationError(f"calibration has {len(kept['thresholds'])} thresholds for {len(kept['sizes'])} sizes")
-    return Side(**kept)
+    sizes, limits = [int(size) for size in values["sizes"]], [float(limit) for limit in values["thresholds"]]
+    if not 0 < len(sizes) == len(limits) or sizes[0] < 1 or sorted(set(sizes)) != sizes:
+        raise CalibrationError(f"calibration has {len(limits)} thresholds for the sizes {sizes}")
+    numbers = {name: float(values[name]) for name in ("slope", "intercept", "recall")}
+    if not np.isfinite([*limits, *numbers.values()]).all():
+        raise CalibrationError("calibration holds NaN or infinity")
+    return Side(tuple(sizes), tuple(limits), questions=int(values["questions"]), **numbers)
 
 
 @dataclass(frozen=True)
@@ -217,6 +222,17 @@ def questions(
         CalibrationError: scores that are not finite.
         ValueError: shapes that do not fit.
     """
+    parts = _matches(scores, text_to_image, texts, columns)
+    return _sorted(*(part if direction == "t2i" else part.T for part in parts))
+
+
+def _matches(
+    scores: NDArray[np.floating[Any]],
+    text_to_image: ArrayLike,
+    texts: Sequence[str] | None,
+    columns: ArrayLike | None,
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[Any]]:
+    """Return pairs, pairs and unclear ones, and scores of distinct texts against images, (k, n) each."""
     owner, images = np.asarray(text_to_image, np.int64), scores.shape[0]
     if columns is not None:
         groups, kept = np.asarray(columns, np.int64), np.arange(scores.shape[1])
@@ -230,9 +246,11 @@ def questions(
     own = np.zeros((len(kept), images), bool)
     own[groups, owner] = True
     unclear = own if texts is None else own | _sharing(groups, owner, texts, own.shape)
-    table = scores[:, kept].T
-    if direction == "i2t":
-        own, unclear, table = own.T, unclear.T, table.T
+    return own, unclear, scores[:, kept].T
+
+
+def _sorted(own: NDArray[np.bool_], unclear: NDArray[np.bool_], table: NDArray[Any]) -> Questions:
+    """Sort scores (q, g) of questions against a gallery into pairs and clear non-answers."""
     usable = np.flatnonzero(own.any(1) & ((~unclear).sum(1) >= _SMALLEST))
     rows = usable[np.unique(np.linspace(0, len(usable) - 1, min(len(usable), _MOST)).round().astype(np.int64))]
     own, unclear, table = own[rows], unclear[rows], table[rows].astype(np.float32)
@@ -296,8 +314,9 @@ def calibrate(
     if not 0 < false_accepts <= 0.5:
         raise CalibrationError(f"false_accepts is {false_accepts}; a share above 0 and up to 0.5 is wanted")
     sides, fewest = [], max(FEWEST, int(np.ceil(1 / false_accepts)))
-    for direction, what in zip(SIDES, ("distinct texts", "pictures")):
-        asked = questions(scores, text_to_image, texts, direction, columns=columns)
+    parts = _matches(scores, text_to_image, texts, columns)
+    for turned, what in ((parts, "distinct texts"), (tuple(part.T for part in parts), "pictures")):
+        asked = _sorted(*turned)
         if len(asked.pairs) < fewest:
             raise CalibrationError(
                 f"{len(asked.pairs)} {what} are too few to calibrate {false_accepts:.2g} false accepts: {fewest} or "
@@ -383,9 +402,11 @@ def reliability(
     """Hold confidences against the truth on another split: each question asked with its own pictures and without.
 
     Returns:
-        The bins that hold answers, of equal width, lowest first.
+        The bins that hold answers, of equal width, lowest first; none where no question has enough clear non-answers.
     """
     asked = questions(scores, text_to_image, texts, direction, columns=columns)
+    if not len(asked.pairs):
+        return []
     found, right = _first_answers(asked)
     confidence, _ = calibration.judge(found, int(np.quantile(asked.counts, 0.25)), direction)
     place = np.minimum((confidence * bins).astype(np.int64), bins - 1)

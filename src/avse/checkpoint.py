@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -22,8 +23,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from avse import files
+from avse.calibration import Calibration
 from avse.config import ModelConfig, parse
 
+log = logging.getLogger(__name__)
 CONFIG, WEIGHTS, STATE = "config.json", "model.safetensors", "state.pt"
 IMAGE_ENCODER, TEXT_ENCODER = "image_encoder", "text_encoder"
 CALIBRATION = "calibration.json"
@@ -84,6 +87,20 @@ def check_calibration_target(folder: str | Path, force: bool) -> None:
         )
     if CALIBRATION in files.verify_manifest(folder)["files"] and not force:
         raise FileExistsError(f"{folder} has a {CALIBRATION} already; pass force=True (--force) to replace it")
+
+
+def read_calibration(folder: Path) -> Calibration | None:
+    """Read a model folder's calibration; one that this version cannot read is a warning, and the model has none."""
+    try:
+        return Calibration.from_dict(json.loads((folder / CALIBRATION).read_text("utf-8")))
+    except ValueError as error:
+        log.warning(
+            "%s: %s; answers are not marked as weak. avse evaluate %s DATA --split val --calibrate --force learns anew",
+            folder / CALIBRATION,
+            error,
+            folder,
+        )
+        return None
 
 
 def keep_calibration(folder: str | Path, values: dict[str, Any], *, force: bool = False) -> None:

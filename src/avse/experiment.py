@@ -82,6 +82,7 @@ def train_and_measure(
         raise KeyboardInterrupt
     report = evaluate(model, splits["test"].dataset, inputs=splits["test"], bootstrap=0)
     if model_folder is not None:
+        model.calibration = learn_calibration(model, splits["val"])
         model.save_pretrained(model_folder, force=True, extra={"seed": recipe.train.seed})
     aware = report.duplicate_aware or report
     measured = Measured(report.ranks, aware.ranks, result.history, result.best_epoch, result.seconds)
@@ -92,11 +93,12 @@ def train_and_measure(
 
 def _calibrate(folder: Path, val: Inputs, device: str) -> None:
     """Calibrate a kept model that is not, from before there were calibrations."""
+    if checkpoint.CALIBRATION in files.verify_manifest(folder)["files"]:
+        return
     model = AVSE.from_pretrained(folder).to(device)
-    if model.calibration is None:
-        learnt = learn_calibration(model, _with_texts_for(model.text_encoder, val, device))
-        if learnt is not None:
-            checkpoint.keep_calibration(folder, learnt.to_dict())
+    learnt = learn_calibration(model, _with_texts_for(model.text_encoder, val, device))
+    if learnt is not None:
+        checkpoint.keep_calibration(folder, learnt.to_dict())
 
 
 def _with_texts_for(encoder: TextEncoder, part: Inputs, device: str) -> Inputs:

@@ -76,7 +76,7 @@ class AVSE(nn.Module):
             self.groups = GroupSampling(config.num_views, self.image_encoder.width, *keep, config.count_prefix)
         self.image_head, self.text_head = self._heads(config)
         self.calibration: Calibration | None = None
-        """Which answers are weak; learnt on validation for these very weights."""
+        """Which answers are weak; learnt on validation for these very weights: training forgets it."""
         self.folder: Path | None = None
         self._fingerprint: str | None = None
 
@@ -134,8 +134,10 @@ class AVSE(nn.Module):
         return json.dumps([config, self.image_encoder.describe(), self.text_encoder.describe()], sort_keys=True)
 
     def train(self: _Self, mode: bool = True) -> _Self:
-        """Switch to training mode; frozen encoders stay in evaluation mode."""
+        """Switch to training mode, which forgets the calibration; frozen encoders stay in evaluation mode."""
         self._fingerprint = None
+        if mode:
+            self.calibration = None
         return super().train(mode)
 
     # Tensors in, tensors out.
@@ -438,8 +440,7 @@ class AVSE(nn.Module):
         if config == saved:
             model.folder, model._fingerprint = path, manifest.get("fingerprint")
             if checkpoint.CALIBRATION in manifest["files"]:
-                values = json.loads((path / checkpoint.CALIBRATION).read_text("utf-8"))
-                model.calibration = Calibration.from_dict(values)
+                model.calibration = checkpoint.read_calibration(path)
         return model
 
     def _evaluating(self) -> _Evaluation:

@@ -270,6 +270,9 @@ def _calibration(view: _View) -> Iterator[Html]:
         return
     dataset, scored = view.scored.dataset, view.scored
     bins = reliability(calibration, scored.scores, dataset.text_to_image, dataset.captions, columns=scored.columns)
+    if not bins:
+        yield element("p", "Too few sentences and clear non-answers here to hold the confidences against.")
+        return
     limit, share = calibration.threshold(dataset.num_images), 100 * calibration.false_accepts
     learnt = {name: calibration.facts.get(name) for name in ("dataset", "split")}
     same = learnt == {"dataset": dataset.name, "split": dataset.split}

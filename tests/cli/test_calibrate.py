@@ -80,6 +80,8 @@ def test_what_cannot_calibrate_is_refused_before_anything_is_read(avse, model, m
         assert said.code == 2 and why in said.lines[0] and "--split val" in said.lines[0] and len(said.lines) == 1
     assert avse("evaluate", model, many, "--false-accepts", 0.1).code == 2
     assert avse("evaluate", model, model, many, "--ensemble", "--split", "val", "--calibrate").code == 2
+    half = avse("evaluate", model, many, "--split", "val", "--calibrate", "--precision", "bf16")
+    assert half.code == 2 and "--precision" in half.lines[0]
     for share in ("0", "0.6", "x"):
         with pytest.raises(SystemExit):
             avse("evaluate", model, many, "--split", "val", "--calibrate", "--false-accepts", share)
@@ -125,6 +127,15 @@ def test_a_kill_at_any_moment_leaves_the_folder_whole(model, monkeypatch, force)
             break
         moments += 1
     assert moments == (3 if force else 2)
+
+
+def test_a_calibration_of_another_version_costs_the_marks_and_no_more(avse, model, many, caplog):
+    checkpoint.keep_calibration(model, {**_values(0.1), "format": 99})
+    assert AVSE.from_pretrained(model).calibration is None
+    assert "format 99" in caplog.text and str(model) in caplog.text and "--calibrate --force" in caplog.text
+    calibrate = ("evaluate", model, many, "--split", "val", "--bootstrap", 0, "--calibrate", "--force")
+    assert avse(*calibrate).code == 0
+    assert AVSE.from_pretrained(model).calibration.false_accepts == 0.05
 
 
 def test_a_damaged_folder_is_not_calibrated(model):

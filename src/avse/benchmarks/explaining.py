@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from avse.data import PairDataset
 from avse.explain import explain
+from avse.explain.drawing import FINE, smooth
 from avse.explain.gradient import split_pixels
 from avse.explain.split import split_score
 from avse.heads import unit_blocks
@@ -60,7 +61,8 @@ def measure_pointing(model: AVSE, dataset: PairDataset, *, pictures: int, gradie
     found: dict[str, list[tuple[int, float, float]]] = {}
     for row in range(chosen.num_images):
         for heats, box in _heats_of_scene(model, chosen, row, row < gradients):
-            heats["explanation, upsampled"] = _finer(heats["explanation"])
+            rows, columns = heats["explanation"].shape
+            heats["explanation, as drawn"] = smooth(heats["explanation"], (FINE * columns, FINE * rows))
             for way, heat in heats.items():
                 found.setdefault(way, []).append((row, *_against_box(heat, box)))
     yield from _pointing_rows({way: np.array(rows) for way, rows in found.items()}, chosen)
@@ -97,12 +99,15 @@ def measure_words(model: AVSE, dataset: PairDataset, *, pictures: int, seed: int
     Yields:
         A row an order: the area under the curve over the share of words left out, as `measure_deletion` has it.
         Captions of one word are passed over.
+
+    Raises:
+        ValueError: no caption has two.
     """
     chosen, random = dataset.first_by_hash(pictures), np.random.default_rng(seed)
     areas: dict[str, list[tuple[float]]] = {"explanation": [], "from the first": [], "random": []}
     for row in range(chosen.num_images):
         path, text = chosen.image_paths[row], chosen.captions_of(row)[0]
-        words = explain(model, path, text).words
+        words = explain(model, path, text).words if text.strip() else ()
         count = len(words)
         if count < 2:
             continue
@@ -111,6 +116,11 @@ def measure_words(model: AVSE, dataset: PairDataset, *, pictures: int, seed: int
         scores = model.similarity(model.encode_images([path]), model.encode_texts(texts))[0].reshape(3, -1)
         for way, curve in zip(areas, scores.astype(np.float64)):
             areas[way].append((_area(curve, np.linspace(0, 1, count + 1)),))
+    if not areas["random"]:
+        raise ValueError(
+            f"{dataset.name}: none of {chosen.num_images} captions has two words to leave out: "
+            "take more, or none (--words 0)"
+        )
     yield from _deletion_rows({way: np.array(rows) for way, rows in areas.items()}, dataset, seed, ("words",))
 
 
@@ -184,13 +194,6 @@ def _against_box(heat: Floats, box: Sequence[float]) -> tuple[float, float]:
     positive = np.maximum(heat, 0.0)
     within = share_y @ positive @ _covered(columns, box[0], box[2])
     return float(inside), float(within / positive.sum()) if positive.any() else 0.0
-
-
-def _finer(heat: Floats, times: int = 8) -> Floats:
-    """Return a heat upsampled by cubics, as it is drawn."""
-    size = (heat.shape[0] * times, heat.shape[1] * times)
-    values = torch.from_numpy(heat)[None, None]
-    return nn.functional.interpolate(values, size, mode="bicubic", align_corners=False)[0, 0].numpy()
 
 
 def _covered(cells: int, start: float, end: float) -> Floats:

@@ -193,6 +193,8 @@ def _check_calibrate(args: argparse.Namespace) -> None:
         return
     if args.ensemble:
         raise common.MisuseError("--calibrate learns for one model's scores, which an index has: leave --ensemble out")
+    if args.precision != "fp32":
+        raise common.MisuseError("--calibrate learns from scores as searches have them: leave --precision out")
     if why := _NO_VALIDATION.get(args.split):
         raise common.MisuseError(f"--calibrate on split {args.split}: {why}; give --split val")
 

@@ -41,9 +41,11 @@ def write_report(out: Path, report: dict[str, Any]) -> Path:
 
 
 def next_commands(out: Path, data: Path) -> list[str]:
-    """Return the three commands to try next."""
+    """Return the commands to try next."""
+    index = quote(str(out / "index.avse"))
     return [
-        f'avse search {quote(str(out / "index.avse"))} "a red flower" --sheet answers.png',
+        f"avse serve {'--demo' if out == Path('runs/demo') else index} --open",
+        f'avse search {index} "a red flower" --sheet answers.png',
         f"avse evaluate {quote(str(out / 'model'))} {quote(str(data))}",
         f"avse index YOUR_PICTURES --model {quote(str(out / 'model'))} --out photos.avse",
     ]

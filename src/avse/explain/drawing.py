@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 WIDTH, GUTTER = 1120, 20
 COLUMN = (WIDTH - 2 * MARGIN - GUTTER) // 2
 LINES, ROWS = 8, 12
+FINE = 8
+"""Points a cell where the hottest place of a heat is looked for."""
 HOT, COLD = (240, 130, 30), (60, 120, 215)
 
 _RAMP = np.array([(74, 12, 107), (146, 28, 110), (204, 52, 78), (240, 104, 30), (252, 178, 22), (252, 255, 140)], float)
@@ -43,7 +45,7 @@ def overlay(explanation: Explanation, size: int = 640) -> Image.Image:
     if explanation.image is None:
         raise ValueError("no picture belongs to this explanation: give it one, dataclasses.replace(..., image=...)")
     heat = explanation.heat
-    return _heated(explanation, _picture(explanation, size), heat, _top(heat))
+    return _heated(explanation, _picture(explanation, size), heat, _top(explanation, heat))
 
 
 def draw(explanation: Explanation, out: str | Path, *, force: bool = False) -> Path:
@@ -125,9 +127,33 @@ def _found(explanation: Explanation, size: int) -> tuple[Image.Image, str]:
     return ImageOps.contain(blank, (size, size)), why
 
 
-def _top(heat: NDArray[np.float32]) -> float:
-    """Return the value of the hottest colour: of a cell where nothing is above 0 the scale still has a length."""
-    return max(float(heat.max(initial=0.0)), 1e-6)
+def smooth(heat: NDArray[np.floating], size: Size) -> Floats:
+    """Return the heat (h, w) of `size` = (width, height) points: a cubic B-spline of the signed heat, as the page's.
+
+    It shows no cells' edges; beyond the outermost cells' centres they go on.
+    """
+    down, across = (_spline(cells, points) for cells, points in zip(heat.shape, size[::-1]))
+    spread: Floats = down @ heat.astype(np.float64) @ across.T
+    return spread
+
+
+def _spline(cells: int, points: int) -> Floats:
+    """Return what each of the cells of a side adds to each of the points on it, (points, cells)."""
+    place = (np.arange(points) + 0.5) * cells / points - 0.5
+    low = np.floor(place).astype(int)
+    t = place - low
+    shares = (1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3
+    added = np.zeros((points, cells))
+    for step, share in enumerate(shares):
+        np.add.at(added, (np.arange(points), np.clip(low - 1 + step, 0, cells - 1)), share / 6)
+    return added
+
+
+def _top(explanation: Explanation, *heats: NDArray[np.float32]) -> float:
+    """Return the value of the hottest colour, as drawn; where nothing is above 0 the scale still has a length."""
+    rows, columns = explanation.grid
+    fine = heats if explanation.boxes is not None else [smooth(heat, (FINE * columns, FINE * rows)) for heat in heats]
+    return max(1e-6, *(float(heat.max(initial=0.0)) for heat in fine))
 
 
 def _ramp(share: Floats) -> Floats:
@@ -166,7 +192,7 @@ def _frame(explanation: Explanation, size: Size) -> tuple[int, int, int, int]:
 
 
 def _spread(explanation: Explanation, heat: NDArray[np.float32], size: Size) -> Floats:
-    """Return the heat of each pixel, (height, width): smooth between the cells' centres, 0 outside the frame."""
+    """Return the heat of each pixel, (height, width): smooth over the cells, cold below 0 and outside the frame."""
     spread = np.zeros((size[1], size[0]))
     if explanation.boxes is not None:
         for box, value in zip(_boxes(explanation, size), heat.ravel().tolist()):
@@ -175,9 +201,8 @@ def _spread(explanation: Explanation, heat: NDArray[np.float32], size: Size) -> 
             np.maximum(part, value, out=part)
         return spread
     left, up, right, down = _frame(explanation, size)
-    cells = Image.fromarray(np.maximum(heat, 0).astype(np.float32))
-    smooth = np.asarray(cells.resize((right - left, down - up), Image.Resampling.BICUBIC), np.float64)
-    inner = smooth[max(0, -up) :, max(0, -left) :][: size[1] - max(0, up), : size[0] - max(0, left)]
+    whole = smooth(heat, (right - left, down - up))
+    inner = whole[max(0, -up) :, max(0, -left) :][: size[1] - max(0, up), : size[0] - max(0, left)]
     spread[max(0, up) : max(0, up) + inner.shape[0], max(0, left) : max(0, left) + inner.shape[1]] = inner
     return np.maximum(spread, 0)
 
@@ -296,7 +321,7 @@ def _shade(share: float) -> tuple[int, int, int]:
 def _pictures(explanation: Explanation, image: Image.Image, lost: str) -> Image.Image:
     """Draw the picture, and beside it the same under its heat with the scale below."""
     heat = explanation.heat
-    top = _top(heat)
+    top = _top(explanation, heat)
     strip = Image.new("RGB", (WIDTH, image.height + 106), PAPER)
     pen = ImageDraw.Draw(strip)
     left, right = MARGIN + (COLUMN - image.width) // 2, MARGIN + COLUMN + GUTTER + (COLUMN - image.width) // 2
@@ -333,7 +358,7 @@ def _table(explanation: Explanation, image: Image.Image) -> Image.Image:
     for x, name in zip(columns, ("text block j", "view v", "image block i", "A_ij", "share of S")):
         pen.text((x, MARGIN), name, GREY, font_of(15))
     pen.line((MARGIN, MARGIN + 26, WIDTH - MARGIN, MARGIN + 26), "#d5d9df")
-    top = _top(explanation.heats)
+    top = _top(explanation, *explanation.heats)
     most = max(abs(match.share) for match in explanation.matches) or 1.0
     for row, match in enumerate(shown):
         up = MARGIN + 34 + row * height

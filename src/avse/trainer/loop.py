@@ -121,7 +121,7 @@ class Trainer:
             on_epoch: called with each new entry of the history.
             force: replace a training that `out` holds.
             facts: further entries of run.json.
-            save_model: write model/ at the end.
+            save_model: calibrate the model and write model/ at the end.
 
         Raises:
             TrainingError: too few pairs, a test split that would select, non-finite losses in a row, a checkpoint of
@@ -178,7 +178,6 @@ class Trainer:
     def _open(self, train: PairDataset | Inputs | PairShards, val: PairDataset | Inputs) -> None:
         """Open both splits, and plan the batches."""
         model, config = self.model, self.config
-        model.calibration = None  # the start's, if it had one
         self.train = train if isinstance(train, PairShards) else self._inputs(train, augmented=True)
         count = self.train.num_images if isinstance(self.train, PairShards) else self.train.dataset.num_images
         if count < 2:
@@ -472,7 +471,8 @@ class Trainer:
         if self.model.groups is not None:
             facts["views_overlap"] = views_overlap(self.model, self.train)
         self.model.eval()
-        self.model.calibration = learn_calibration(self.model, self.val, shared=True)
+        if self.save_model:
+            self.model.calibration = learn_calibration(self.model, self.val, shared=True)
         if self.folder is None or not parallel.is_main():
             return
         if self.save_model:
