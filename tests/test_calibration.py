@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from avse import files
 from avse.calibration import (
@@ -216,10 +217,15 @@ def test_a_split_without_clear_non_answers_has_no_curve():
     assert reliability(learnt, scores[:5, :5], owner[:5]) == []
 
 
-def test_training_forgets_the_calibration(training):
+def test_a_calibration_goes_with_its_weights(training, tmp_path):
     model = AVSE(training[0])
-    model.calibration = calibrate(*world(0))
-    assert model.eval().calibration is not None and model.train().calibration is None
+    model.calibration = learnt = calibrate(*world(0))
+    assert model.eval().train().eval().calibration == learnt  # an evaluation in between changes nothing
+    with torch.no_grad():
+        model.image_head.project.weight[0, 0] += 1
+    assert model.train().eval().calibration is None
+    model.save_pretrained(tmp_path / "other")
+    assert AVSE.from_pretrained(tmp_path / "other").calibration is None
 
 
 @pytest.fixture(scope="module")

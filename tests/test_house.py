@@ -72,7 +72,7 @@ def test_sizes():
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 assert node.end_lineno - node.lineno < 80, f"{path}: {node.name}"
             assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"{path}: bare except"
-    # Explanations (500 lines) and their drawings (350), calibrated answers (400), the server and uploads over HTTP (1,800),
+    # Explanations (500 lines) and their drawings (350), calibrated answers (400), the server and uploads (1,800),
     # the report and its HTML (550), four verbs and four benches with their proofs (1,700).
     assert total < 30_600
 

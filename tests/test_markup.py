@@ -17,7 +17,7 @@ def test_all_text_is_escaped_wherever_it_stands():
     parts = [
         markup.element("p", NASTY, title=NASTY),
         markup.table([NASTY, "b"], [[NASTY, NASTY], ["a", 2]], NASTY),
-        markup.shaded(NASTY, [(0, 8, 0.5), (9, 12, -0.2)]),
+        markup.shaded(NASTY, [(0, 8, 0.5, NASTY), (9, 12, -0.2, "")]),
         markup.picture(Image.new("RGB", (4, 3)), NASTY),
         markup.thumbnail(lambda: read_image("/no/such/file.png"), NASTY),
         markup.bars([NASTY, "b"], {NASTY: [1.0, 2.0]}, NASTY, "%"),
@@ -50,14 +50,15 @@ def test_thumbnails_are_small_and_leave_their_source_alone():
 
 def test_words_keep_their_places_and_shade_by_sign_and_size():
     text = "a red dog, sad"
-    html = markup.shaded(text, [(6, 9, 0.5), (2, 5, 0.25), (11, 14, -0.5)])
+    html = markup.shaded(text, [(6, 9, 0.5, "50 %"), (2, 5, 0.25, "25 %"), (11, 14, -0.5, "-50 %")])
     seen = Checked(html)
     assert seen.text == text
     styles = [found["style"] for tag, found in seen.tags if tag == "span"]
     assert [style.split("(")[2].split(")")[0] for style in styles] == ["--hot", "--hot", "--cold"]
     assert [float(style.rstrip(")").split()[-1]) for style in styles] == pytest.approx([0.325, 0.65, 0.65], abs=0.006)
+    assert [found["title"] for tag, found in seen.tags if tag == "span"] == ["25 %", "50 %", "-50 %"]
     assert Checked(markup.shaded("nothing known", [])).text == "nothing known"
-    assert Checked(markup.shaded("ab", [(0, 1, 0.0), (1, 2, 0.0)])).text == "ab"
+    assert Checked(markup.shaded("ab", [(0, 1, 0.0, ""), (1, 2, 0.0, "")])).text == "ab"
 
 
 @pytest.mark.parametrize("top", [0.0, 0.03, 1.0, 19.9, 20.0, 99.0, 100.0])

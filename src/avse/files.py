@@ -36,6 +36,19 @@ class ManifestError(MismatchError):
     """A folder is not what its manifest says."""
 
 
+def check_target(path: str | Path, force: bool = False) -> None:
+    """Refuse a file that may not be written, before the work is done.
+
+    Raises:
+        FileExistsError: it is there, and not ``force``.
+        IsADirectoryError: it is a folder.
+    """
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file in it")
+    if Path(path).exists() and not force:
+        raise FileExistsError(f"{path} is there already: choose another name or --force")
+
+
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write ``data`` to ``path`` atomically; missing parent folders are made.
 

@@ -160,6 +160,22 @@ def to_pixels(image: Image.Image, spec: PixelSpec) -> NDArray[np.float32]:
     return scaled
 
 
+def shrink(image: Image.Image, spec: PixelSpec) -> Image.Image:
+    """Return an RGB image in the size that ``spec`` wants before it cuts: `to_pixels` makes the same bits of it.
+
+    For ``official``, which mixes neighbours without rounding, that is the image itself.
+
+    Raises:
+        ImageError: So long and thin that it would be larger than `MAX_PIXELS`.
+    """
+    wanted, _ = _placed(image.size, spec)
+    if spec.method == "official" or image.size == wanted:
+        return image
+    if wanted[0] * wanted[1] > MAX_PIXELS:
+        raise ImageError(f"image {image.size}", _too_large(wanted[0] * wanted[1], MAX_PIXELS))
+    return image.resize(wanted, Image.Resampling[spec.resample.upper()])
+
+
 def seen_frame(size: tuple[int, int], spec: PixelSpec) -> tuple[float, float, float, float]:
     """Return what an encoder sees of an upright picture of (width, height): x0, y0, x1, y1 as shares of its sides.
 
@@ -229,9 +245,12 @@ def _open(source: str | Path | bytes, max_pixels: int) -> tuple[Image.Image, str
         name, size = f"{len(source)} bytes", len(source)
     else:
         source, name = Path(source), str(source)
-        if not source.is_file():
-            raise ImageError(name, "no file but a folder or device" if source.exists() else "no such file")
-        size = source.stat().st_size
+        try:
+            if not source.is_file():
+                raise ImageError(name, "no file but a folder or device" if source.exists() else "no such file")
+            size = source.stat().st_size
+        except OSError as error:  # a folder on the way is closed to us
+            raise ImageError(name, _unreadable(error)) from error
     if size == 0:
         raise ImageError(name, "empty (0 bytes)")
     Image.init()
@@ -246,7 +265,7 @@ def _open(source: str | Path | bytes, max_pixels: int) -> tuple[Image.Image, str
         pixels = int((re.findall(r"\d+", str(error)) or ["0"])[0])
         raise ImageError(name, _too_large(pixels, max_pixels)) from error
     except Exception as error:  # decoders raise anything on damaged files
-        raise ImageError(name, f"unreadable: {type(error).__name__}, {error}") from error
+        raise ImageError(name, _unreadable(error)) from error
     try:
         _check_size(image, name, max_pixels)
     except ImageError:
@@ -276,7 +295,13 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     except ImageError:
         raise
     except Exception as error:  # decoders raise anything on damaged files
-        raise ImageError(name, f"unreadable: {type(error).__name__}, {error}") from error
+        raise ImageError(name, _unreadable(error)) from error
+
+
+def _unreadable(error: Exception) -> str:
+    """Say why without the path, which an error of the system has in it: the picture has its name."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return f"unreadable: {type(error).__name__}, {said}"
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -320,8 +345,7 @@ def _too_large(pixels: int, max_pixels: int) -> str:
 def _resized(image: Image.Image, spec: PixelSpec) -> Image.Image:
     """Resize with Pillow: squashed to the size, or by the shorter side and cut."""
     wanted, cut = _placed(image.size, spec)
-    if image.size != wanted:
-        image = image.resize(wanted, Image.Resampling[spec.resample.upper()])
+    image = shrink(image, spec)
     return image if cut == (0, 0, *wanted) else image.crop(cut)
 
 

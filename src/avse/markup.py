@@ -132,15 +132,18 @@ def thumbnail(read: Callable[[], Image.Image], name: str, side: int = 150) -> Ht
     return picture(small, name)
 
 
-def shaded(text: str, spans: Iterable[tuple[int, int, float]]) -> Html:
-    """Return a sentence whose parts (start, end, share) are shaded: warm what lifts the score, cool what lowers it."""
+def shaded(text: str, spans: Iterable[tuple[int, int, float, str]]) -> Html:
+    """Return a sentence whose parts (start, end, score, what is told) are shaded.
+
+    Warm is what lifted the score, cool what lowered it, whatever the score itself is.
+    """
     parts: list[object] = []
     spans = sorted(spans)
-    top = max((abs(share) for *_, share in spans), default=0.0) or 1.0
+    top = max((abs(score) for _, _, score, _ in spans), default=0.0) or 1.0
     last = 0
-    for start, end, share in spans:
-        colour = f"background: rgba(var(--{'hot' if share >= 0 else 'cold'}), {0.65 * abs(share) / top:.2f})"
-        parts += [text[last:start], element("span", text[start:end], style=colour, title=f"{100 * share:.0f} % of S")]
+    for start, end, score, told in spans:
+        colour = f"background: rgba(var(--{'hot' if score >= 0 else 'cold'}), {0.65 * abs(score) / top:.2f})"
+        parts += [text[last:start], element("span", text[start:end], style=colour, title=told)]
         last = end
     return element("p", *parts, text[last:], class_="words")
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -75,8 +74,7 @@ class AVSE(nn.Module):
         if config.sampling == "groups" and config.num_views > 1:
             self.groups = GroupSampling(config.num_views, self.image_encoder.width, *keep, config.count_prefix)
         self.image_head, self.text_head = self._heads(config)
-        self.calibration: Calibration | None = None
-        """Which answers are weak; learnt on validation for these very weights: training forgets it."""
+        self._calibrated: tuple[Calibration | None, str] = (None, "")
         self.folder: Path | None = None
         self._fingerprint: str | None = None
 
@@ -126,6 +124,16 @@ class AVSE(nn.Module):
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
+    @property
+    def calibration(self) -> Calibration | None:
+        """Which answers are weak; None also where the weights are others than those it was given for."""
+        learnt, fingerprint = self._calibrated
+        return learnt if learnt is not None and fingerprint == self.fingerprint else None
+
+    @calibration.setter
+    def calibration(self, learnt: Calibration | None) -> None:
+        self._calibrated = (learnt, "" if learnt is None else self.fingerprint)
+
     def _described(self) -> str:
         """Say what shapes the embeddings besides the weights; of a pair without its folder, which may be named anew."""
         if self.config.heads == "avse":
@@ -134,10 +142,8 @@ class AVSE(nn.Module):
         return json.dumps([config, self.image_encoder.describe(), self.text_encoder.describe()], sort_keys=True)
 
     def train(self: _Self, mode: bool = True) -> _Self:
-        """Switch to training mode, which forgets the calibration; frozen encoders stay in evaluation mode."""
+        """Switch to training mode; frozen encoders stay in evaluation mode."""
         self._fingerprint = None
-        if mode:
-            self.calibration = None
         return super().train(mode)
 
     # Tensors in, tensors out.
@@ -288,13 +294,7 @@ class AVSE(nn.Module):
         with self._evaluating():
             for rows in _chunks(order, batch_size):
                 tokens = self.text_encoder.tokenize([texts[i] for i in rows])
-                for row in np.flatnonzero(tokens.truncated.numpy()):
-                    text = texts[rows[row]]
-                    warnings.warn(
-                        f"a sentence was cut at {self.text_encoder.max_length} tokens (text_encoder.max_length): "
-                        f"{text[:60]!r}…",
-                        stacklevel=3,
-                    )
+                self.text_encoder.warn_of_cuts([texts[i] for i in rows], tokens.truncated, stacklevel=4)
                 ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
                 out[rows] = self.embed_tokens(ids, mask).cpu().numpy()
         return out

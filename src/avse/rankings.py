@@ -103,14 +103,13 @@ def check_target(path: str | Path, force: bool = False) -> None:
 
     Raises:
         RankingsError: another suffix than .npz or .parquet.
-        FileExistsError: it is there, and not `force`.
+        FileExistsError, IsADirectoryError: as `files.check_target`.
         ImportError: .parquet without pyarrow.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise RankingsError(f"{path}: rankings are kept as .npz or .parquet, not as {path.suffix or 'a bare name'!r}")
-    if path.exists() and not force:
-        raise FileExistsError(f"{path} is there already: choose another name or --force")
+    files.check_target(path, force)
     if path.suffix == ".parquet":
         _pyarrow(path)
 

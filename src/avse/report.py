@@ -33,20 +33,6 @@ SIDE, EXPLAINED = 180, 320
 _EDGES = (1, 2, 3, 6, 11, 21, 51, 101, 201, 501, 1001, 2001, 5001, 10_001)
 
 
-def check_target(path: str | Path, force: bool = False) -> None:
-    """Refuse a page that may not be written, before the work is done.
-
-    Raises:
-        FileExistsError: it is there, and not `force`.
-        IsADirectoryError: it is a folder.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: name a file in it, such as {path / 'report.html'}")
-    if path.exists() and not force:
-        raise FileExistsError(f"{path} is there already: choose another name or --force")
-
-
 def write_report(
     path: str | Path,
     model: AVSE,
@@ -67,9 +53,9 @@ def write_report(
         force: replace a page that is there.
 
     Raises:
-        FileExistsError, IsADirectoryError: as `check_target`.
+        FileExistsError, IsADirectoryError: as `files.check_target`.
     """
-    check_target(path, force)
+    files.check_target(path, force)
     view = _View(model, inputs, scored, next(iter(reports.values())))
     dataset = scored.dataset
     parts: list[object] = [
@@ -247,7 +233,7 @@ def _near_misses(view: _View) -> Iterator[Html]:
     found.sort(key=lambda one: view.score(one[1][0], one[0]) - view.score(one[2], one[0]))
     said = (
         f"Of {len(near):,} sentences whose picture stands at rank 2 to {NEAR} those that missed by the least. Hot is "
-        "what supplied the score; words are shaded by their share, blue ones lowered it."
+        "what supplied the score; words are shaded by their part in it, blue ones lowered it."
     )
     yield element("p", said, class_="note")
     yield _cards((_near_miss(view, text, first, true) for text, (first,), true in found[:NEAR_MISSES]), "")

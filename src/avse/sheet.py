@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from avse.files import write_bytes
+from avse.files import check_target, write_bytes
 from avse.images import ImageError, ImageSource, read_image
 
 TILE = 220
@@ -48,13 +48,12 @@ def contact_sheet(rows: Sequence[Row], out: str | Path, *, columns: int = COLUMN
 
     Raises:
         ValueError: No rows.
-        FileExistsError: ``out`` is there and not ``force``.
+        FileExistsError, IsADirectoryError: as `avse.files.check_target`.
     """
     out = Path(out)
     if not rows:
         raise ValueError("a contact sheet needs at least one query")
-    if out.exists() and not force:
-        raise FileExistsError(f"{out} is there already: choose another name, or force=True / --force")
+    check_target(out, force)
     width = 2 * MARGIN + columns * TILE + (columns - 1) * GAP
     strips = [_strip(row, width, columns) for row in rows]
     sheet = Image.new("RGB", (width, sum(strip.height for strip in strips) + MARGIN), PAPER)

@@ -54,7 +54,7 @@ def test_the_table_holds_matches_and_words_and_the_picture_is_drawn_once(avse, p
     asked = ("explain", place / "i.avse", names(place)[0], "a red star", "--out", out)
     said = avse(*asked)
     assert said.code == 0 and said.lines == [f"explanation in {out}"]
-    assert said.out.startswith("S = ") and "share" in said.out
+    assert said.out.startswith("S = ") and "A_ij" in said.out
     for word in ("a", "red", "star", "(beside the words)", "(beyond the cells)"):
         assert any(line.startswith(f"{word} ") for line in said.out.splitlines()), word
     with Image.open(out) as drawn:
@@ -63,6 +63,20 @@ def test_the_table_holds_matches_and_words_and_the_picture_is_drawn_once(avse, p
     refused = avse(*asked)
     assert refused.code == 1 and "--force" in refused.lines[0] and refused.out == "" and out.read_bytes() == before
     assert avse(*asked, "--force").code == 0
+    folder = avse("explain", tmp_path / "nowhere", "no picture", "a dog", "--out", tmp_path, "--force")  # before work
+    assert folder.code == 1 and folder.lines == [f"avse explain: {tmp_path} is a folder: name a file in it"]
+
+
+def test_the_table_gives_no_shares_of_a_score_below_zero():
+    from avse.cli.explain import _table
+    from avse.explain import Explanation, Match, Word
+
+    heats = np.zeros((1, 1, 1), np.float32)
+    for score in (-0.5, 0.5):
+        match, word = Match(0, 0, 0, score, 1.0), Word("dog", 0, 3, 0.1, 0.1 / score)
+        parts = (match,), (1, 1), heats, score, (word,), score - 0.1
+        said = _table(Explanation("dog", score, *parts, (0, 0, 1, 1), None, "exact", None))
+        assert ("share" in said) == (" 20.0%" in said) == ("%" in said) == (score > 0) and f"{score:.4f}" in said
 
 
 def test_what_cannot_be_explained_is_said_in_one_line(avse, run_folder, place, scenes, tmp_path):

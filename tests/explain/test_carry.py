@@ -10,6 +10,8 @@ from PIL import Image
 from avse.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
 from avse.encoders import EncoderError
 from avse.explain import explain, explain_features
+from avse.explain.gradient import split_pixels
+from avse.explain.split import split_score
 from avse.images import ImageError
 from avse.model import AVSE
 
@@ -239,31 +241,43 @@ def test_pairs_are_explained_by_gradients(pair_folders, picture, family, views):
     text = "two cats on a beach"
     found = explain(model, picture, text)
     assert found.method == "gradient" and found.score == pytest.approx(score_of(model, picture, text), abs=1e-5)
-    assert np.abs(found.heats).max() > 0 and "".join(word.word for word in found.words) == text.replace(" ", "")
+    assert np.abs(found.heats).max() > 1e-5 * abs(found.score)
+    assert "".join(word.word for word in found.words) == text.replace(" ", "")
     assert all(parameter.grad is None for parameter in model.parameters())
-
-    def slope(module, of):  # the score's derivative when all first tokens grow alike
-        scores = []
-        for scale in (1 - 1e-3, 1 + 1e-3):
-            handle = module.register_forward_hook(lambda _, __, output, scale=scale: output * scale)
-            scores.append(of())
-            handle.remove()
-        return (scores[1] - scores[0]) / 2e-3
 
     model.double()
     pixels = torch.from_numpy(model.image_encoder.load_pixels(picture))[None].double()
     batch = model.text_encoder.tokenize([text])
+    with torch.no_grad():
+        split = split_pixels(model, pixels, text)
 
-    def score():
-        with torch.no_grad():
-            images, texts = model.embed_pixels(pixels), model.embed_tokens(batch.input_ids, batch.attention_mask)
-        return float((texts[0] @ images[0].T).amax(1).sum())
+    def slopes(module, count):  # the score's derivative when one first token grows
+        found = []
+        for token in range(count):
+            scores = []
+            for factor in (1 - 1e-4, 1 + 1e-4):
+                scale = torch.ones(count, 1, dtype=torch.float64)
+                scale[token] = factor
+                handle = module.register_forward_hook(lambda _, __, output, scale=scale: output * scale)
+                with torch.no_grad():
+                    images, texts = (
+                        model.embed_pixels(pixels),
+                        model.embed_tokens(batch.input_ids, batch.attention_mask),
+                    )
+                scores.append(float((texts[0] @ images[0].T).amax(1).sum()))
+                handle.remove()
+            found.append((scores[1] - scores[0]) / 2e-4)
+        return np.array(found)
 
-    by_cells = slope(model.image_encoder.model.embeddings, score)
-    assert float(found.heats.sum()) + found.beyond == pytest.approx(by_cells, abs=2e-3 * max(1, abs(by_cells)))
-    by_words = slope(model.text_encoder.model.get_input_embeddings(), score)
-    said = sum(word.score for word in found.words) + found.beside
-    assert said == pytest.approx(by_words, abs=2e-3 * max(1, abs(by_words)))
+    tower = model.image_encoder.model
+    for parts, module in (
+        (split.tokens.sum(axis=0), tower.pre_layrnorm if family == "clip" else tower.embeddings),
+        (split.words, model.text_encoder.model.get_input_embeddings()),
+    ):
+        by_growth = slopes(module, len(parts))
+        assert np.abs(parts - by_growth).max() < 1e-3 * np.abs(by_growth).max()
+    prefix = model.image_encoder.num_prefix
+    assert np.abs(found.heats.sum(axis=0).ravel() - split.tokens.sum(axis=0)[prefix:]).max() < 1e-4
 
 
 def test_features_of_a_pair(pair_folders, picture):
@@ -273,3 +287,105 @@ def test_features_of_a_pair(pair_folders, picture):
     found = explain_features(model, tokens, "two cats")
     assert found.method == "gradient" and found.grid == (4, 4) and np.abs(found.heats).max() > 0
     assert found.score == pytest.approx(score_of(model, picture, "two cats"), abs=1e-5)
+    mask = torch.ones(16, dtype=torch.bool)
+    explain_features(model, tokens, "two cats", mask)
+    mask[3] = False
+    with pytest.raises(ValueError, match="sees every token"):
+        explain_features(model, tokens, "two cats", mask)
+
+
+def test_features_behind_clip_have_no_part_in_its_score(pair_folders):
+    model = AVSE.from_dual_encoder(pair_folders["clip"])
+    with pytest.raises(ValueError, match=r"the CLS token alone makes the score.*explain\(\) takes the picture"):
+        explain_features(model, torch.randn(17, 32), "two cats")
+
+
+def by_gradient(model, tokens, text, mask=None):
+    """Gradient x value at the projected tokens of a picture, lengths of blocks held: what S's own chain rule says."""
+    leaves = []
+    handle = model.image_head.project.register_forward_hook(
+        lambda _, __, output: leaves.append(output.detach().double().requires_grad_()) or leaves[0]
+    )
+    views = model.pool_views(tokens, mask)[0]
+    handle.remove()
+    blocks = views.double().reshape(-1, model.block_width)
+    texts = torch.from_numpy(model.encode_texts(text)).double()
+    score = (texts @ (blocks / blocks.norm(dim=1, keepdim=True).detach()).T).amax(1).sum()
+    (slope,) = torch.autograd.grad(score, leaves[0])
+    return torch.nan_to_num(slope * leaves[0]).sum(-1).detach().numpy(), score.item()
+
+
+def words_by_gradient(model, text, images):
+    """The same of a sentence, at the features before the pooling, the LayerNorm's deviation held too."""
+    encoder, head = model.text_encoder, model.text_head
+    batch = encoder.tokenize([text])
+    ids, mask = batch.input_ids, batch.attention_mask
+    with torch.no_grad():
+        leaf = head.features(encoder(ids, mask), mask).double()
+    pooled = head.pool(leaf.requires_grad_(), mask.bool())[0]
+    deviation = (pooled.var(correction=0) + head.norm.eps).sqrt().detach()
+    vector = head.norm.weight * (pooled - pooled.mean()) / deviation + head.norm.bias
+    blocks = vector.reshape(-1, model.block_width)
+    score = ((blocks / blocks.norm(dim=1, keepdim=True).detach()) @ torch.from_numpy(images).double().T).amax(1).sum()
+    (slope,) = torch.autograd.grad(score, leaf)
+    return torch.nan_to_num(slope * leaf)[0].sum(-1).detach().numpy(), score.item()
+
+
+def check_by_gradient(model, tokens, text, images, mask=None):
+    with torch.no_grad():
+        split = split_score(model, tokens, text, mask, centred=False)
+        places = model.kept_tokens(tokens, mask)[0][0]
+    cells, score = by_gradient(model, tokens, text, mask)
+    expected = cells[0]
+    if tokens.ndim == 4:  # a view's tokens are its own: laid on their places
+        expected = np.zeros(split.tokens.shape[1])
+        np.add.at(expected, places.numpy().ravel(), cells.ravel())
+    assert split.scores.sum() == pytest.approx(score, abs=1e-6)
+    assert np.abs(expected).max() > 1e-3 and np.abs(split.tokens.sum(axis=0) - expected).max() < 1e-6
+    words, score = words_by_gradient(model, text, images)
+    assert split.scores.sum() == pytest.approx(score, abs=1e-6)
+    assert np.abs(words).max() > 1e-3 and np.abs(split.words - words).max() < 1e-6
+
+
+def test_every_kind_is_split_as_its_gradient_says(model, picture):
+    with torch.no_grad():
+        tokens = model.image_tokens(torch.from_numpy(model.image_encoder.load_pixels(picture))[None])
+    check_by_gradient(model, tokens, TEXT, model.encode_images(picture))
+
+
+def test_regions_and_a_bigru_are_split_as_their_gradient_says(tiny_bert_folder):
+    image = {"source": "regions", "num_regions": 6, "width": 32}
+    features, mask = torch.randn(1, 6, 32, generator=torch.manual_seed(2)), torch.tensor([[1, 1, 1, 1, 0, 1]]).bool()
+    bigru = {"source": "bigru", "vectors": None, "hidden": 32, "min_count": 1, "frozen": False}
+    for text in ({"source": str(tiny_bert_folder)}, bigru):
+        model = build(image, text, sampling="groups")
+        with torch.no_grad():
+            images = model.embed_features(features, mask)[0].numpy()
+        check_by_gradient(model, features, TEXT, images, mask)
+
+
+@pytest.mark.parametrize("precision", [torch.float16, torch.float64])
+def test_features_of_any_precision(vit, precision):
+    grid = torch.randn(17, 32, generator=torch.manual_seed(3)).to(precision)
+    assert np.array_equal(explain_features(vit, grid, TEXT).heats, explain_features(vit, grid.float(), TEXT).heats)
+
+
+def test_nothing_to_explain_is_refused(vit, picture):
+    with pytest.raises(ValueError, match="the mask hides all 17 features"):
+        explain_features(vit, torch.randn(17, 32), TEXT, torch.zeros(17, dtype=torch.bool))
+    for text in ("", " \n"):
+        with pytest.raises(ValueError, match="the sentence is empty"):
+            explain(vit, picture, text)
+        with pytest.raises(ValueError, match="the sentence is empty"):
+            explain_features(vit, torch.randn(17, 32), text)
+
+
+def test_a_cut_sentence_warns_as_where_it_is_encoded(vit, picture, recwarn):
+    text = "a dog " * 80
+    vit.encode_texts(text)
+    explain(vit, picture, text)
+    explain_features(vit, torch.randn(17, 32), text)
+    told = [(str(one.message), one.filename) for one in recwarn if "was cut at" in str(one.message)]
+    assert len(told) == 3 and set(told) == {told[0]} and told[0][1] == __file__
+    explain(vit, picture, TEXT)
+    assert len(recwarn) == 3

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from avse.explain import Explanation, Match, Word, drawing
-from avse.explain.drawing import draw, overlay, to_html
+from avse.explain.drawing import draw, overlay, smooth, to_html
 from html_checks import Checked
 
 GREY = Image.new("RGB", (120, 120), (128, 128, 128))
@@ -104,6 +104,8 @@ def test_the_drawing_holds_picture_heat_and_shades(tmp_path):
     with pytest.raises(FileExistsError, match="--force"):
         draw(explained, out)
     assert draw(replace(explained, text="other"), out, force=True) == out
+    with pytest.raises(IsADirectoryError, match="is a folder: name a file in it"):
+        draw(explained, tmp_path, force=True)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +115,7 @@ def test_the_drawing_holds_picture_heat_and_shades(tmp_path):
         {"text": "many different words, " * 200},
         {"text": "w" * 500 + " ü “日本”\n\t🐕 \0 <b>"},
         {"text": "…!"},
+        {"text": ""},
         {"image": None},
         {"image": b"no picture"},
         {"image": "/no/such/file.png", "boxes": [(0, 0, 1, 1)] * 16},
@@ -141,11 +144,104 @@ def test_one_cell_and_a_score_of_zero(tmp_path):
     draw(made([[[0.3]]]), tmp_path / "one.png")
 
 
+def scored(score, *parts):
+    """An explanation of this S, whose words supplied these parts."""
+    explained = made(one_cell(0, 0))
+    words = tuple(word._replace(score=part, share=part / score) for word, part in zip(explained.words, parts))
+    return replace(explained, score=score, words=words, matches=(Match(0, 0, 0, score, 1.0),))
+
+
+@pytest.mark.parametrize(
+    ("score", "labels"),
+    [
+        (0.5, ["-20 %", "100 %", "20 %"]),
+        (0.25, ["-40 %", "200 %", "40 %"]),
+        (0.2, ["-0.100", "+0.500", "+0.100"]),  # a word of more than twice S: 250 % would say nothing
+        (0.001, ["-0.100", "+0.500", "+0.100"]),
+        (-0.5, ["-0.100", "+0.500", "+0.100"]),
+        (-0.001, ["-0.100", "+0.500", "+0.100"]),
+    ],
+)
+def test_shades_go_by_the_parts_sign_whatever_the_score_is(tmp_path, score, labels):
+    explained = scored(score, -0.1, 0.5, 0.1)
+    seen = Checked(to_html(explained))
+    spans = [found for tag, found in seen.tags if tag == "span"]
+    assert [span["title"].removesuffix(" of S") for span in spans] == labels
+    assert [span["style"].split("(")[2].split(")")[0] for span in spans] == ["--cold", "--hot", "--hot"]
+    assert ("100 %" in seen.text) == labels[0].endswith("%")  # the match's share
+    pixels = np.asarray(Image.open(draw(explained, tmp_path / "why.png")).convert("RGB"), int)
+    for shade, least in ((1.0, 500), (0.2, 200), (-0.2, 200)):
+        assert (pixels[:120] == drawing._shade(shade)).all(axis=2).sum() > least
+    bar, other = (drawing._shade(0.7 if score > 0 else -0.7), drawing._shade(-0.7 if score > 0 else 0.7))
+    assert (pixels[-60:] == bar).all(axis=2).sum() > 2000 and not (pixels[-60:] == other).all(axis=2).any()
+
+
+def test_long_labels_have_their_own_room(monkeypatch):
+    explained = scored(-0.5, -0.1, 0.5, 0.1)
+    explained = replace(explained, text="a b c", words=tuple(Word("a", 2 * i, 2 * i + 1, -0.1, 0.2) for i in range(3)))
+    written = []
+    text = drawing.ImageDraw.ImageDraw.text
+
+    def noted(self, place, words, fill, font, anchor="la"):
+        written.append((words, self.textbbox(place, words, font=font, anchor=anchor)))
+        text(self, place, words, fill, font, anchor=anchor)
+
+    monkeypatch.setattr(drawing.ImageDraw.ImageDraw, "text", noted)
+    drawing._title(explained)
+    labels = [box for words, box in written if words == "-0.100"]
+    assert len(labels) == 3 and all(left[2] < right[0] for left, right in zip(labels, labels[1:]))
+
+
+def test_smoothing_is_a_cubic_b_spline_of_the_signed_heat():
+    def kernel(x):
+        x = abs(x)
+        return 2 / 3 - x**2 + x**3 / 2 if x < 1 else max(2 - x, 0) ** 3 / 6
+
+    heat = np.random.default_rng(0).normal(size=(3, 4))
+    found = smooth(heat, (20, 9))
+    assert found.shape == (9, 20)
+    for y in range(9):
+        for x in range(20):
+            row, column = (y + 0.5) * 3 / 9 - 0.5, (x + 0.5) * 4 / 20 - 0.5
+            expected = sum(
+                kernel(row - i) * kernel(column - j) * heat[min(max(i, 0), 2), min(max(j, 0), 3)]
+                for i in range(-3, 6)
+                for j in range(-3, 7)
+            )
+            assert found[y, x] == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_hottest_drawn_place_has_the_hottest_colour_and_cold_neighbours_cool():
+    heat = one_cell(1, 1)
+    explained = made(heat)
+    assert drawing._top(explained, heat[0]) == pytest.approx(0.5 * (2 / 3) ** 2, rel=0.02)
+    assert drawing._spread(explained, heat[0], (120, 120)).max() == pytest.approx(0.5 * (2 / 3) ** 2, rel=0.01)
+    heat[0, 1, 2] = -0.5  # signed: the hot cell's side towards it is colder than the other one
+    spread = np.maximum(drawing._spread(explained, heat[0], (120, 120)), 0)
+    assert spread[45, 39] > 1.4 * spread[45, 50] > 0 and not spread[45, 60:].any()
+
+
+def test_the_white_line_is_told_of_where_it_is_drawn(monkeypatch):
+    told = []
+    text = drawing.ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        drawing.ImageDraw.ImageDraw, "text", lambda *given, **more: told.append(given[2]) or text(*given, **more)
+    )
+    both = np.full((2, 2, 2), 0.1)
+    both[0, 0, 0] = both[1, 1, 1] = 0  # what one view left out another one kept
+    for heats, lines in ((both, False), (one_cell(0, 0), True), (np.zeros((1, 2, 2)), False)):
+        told.clear()
+        side, left = drawing.COLUMN, drawing.MARGIN + drawing.COLUMN + drawing.GUTTER
+        strip = drawing._pictures(made(heats), Image.new("RGB", (side, side), (0, 0, 0)), "")
+        white = (np.asarray(strip)[drawing.MARGIN :][:side, left : left + side] == 255).all(axis=2)
+        assert white.any() == lines and any(words.startswith("white line") for words in told) == lines
+
+
 def test_words_stand_at_their_places_in_a_wrapped_sentence():
     explained = made(one_cell(0, 0), text="(the) dog's  house, „blue“")
     pieces = list(drawing._pieces(explained))
     assert [piece.text for piece in pieces] == ["(", "the", ")", "dog", "'", "s", "house", ",", "„", "blue", "“"]
-    assert [piece.text for piece in pieces if piece.share is not None] == ["the", "dog", "s", "house", "blue"]
+    assert [piece.text for piece in pieces if piece.score is not None] == ["the", "dog", "s", "house", "blue"]
     assert [piece.text for piece in pieces if piece.apart] == ["dog", "house", "„"]
 
 

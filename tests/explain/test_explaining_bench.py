@@ -114,6 +114,13 @@ def test_words_that_count_are_left_out_first(model, scenes, monkeypatch):
     assert count["n"] == sum(3 * (length + 1) for length in lengths)
 
 
+def test_one_word_says_nothing(model, scenes):
+    data = load_dataset(scenes, split="test").first_by_hash(2)
+    short = replace(data, captions=tuple("" if i % 2 else "dog" for i in range(len(data.captions))))
+    with pytest.raises(ValueError, match=r"none of 2 captions has two words to leave out.*--words 0"):
+        list(measure_words(model, short, pictures=2))
+
+
 def test_no_boxes_no_game(model, scenes):
     data = load_dataset(scenes, split="test")
     stripped = replace(data, records=tuple({"split": "test"} for _ in data.records))

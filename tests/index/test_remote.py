@@ -14,6 +14,7 @@ from avse.cli import main
 from avse.index import Index, StoreError
 from avse.index.remote import Remote, sync_remote
 from avse.serve import Limits, create_app
+from avse.serve.engine import BusyError, Engine
 from avse.serve.run import Server, listen
 
 
@@ -31,7 +32,8 @@ class Faults:
         if status is None:  # gone in the middle
             return send.__self__.transport.abort()
         if status:
-            return await JSONResponse(value, status)(scope, receive, send)
+            headers = {"Retry-After": "3"} if status == 429 else {}
+            return await JSONResponse(value, status, headers)(scope, receive, send)
         await self.app(scope, receive, send)
 
 
@@ -41,12 +43,13 @@ def server(tmp_path, encoder, monkeypatch):
     ready, sock = threading.Event(), listen("127.0.0.1", 0)
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"
     with Index.create(tmp_path / "served.avse", encoder, store="memory") as index:
-        app = Faults(create_app(index, token="secret", limits=Limits(upload_bytes=100_000)))
-        running = Server(app, Limits(), ready.set)
+        limits = Limits(upload_bytes=100_000)
+        app = Faults(create_app(index, token="secret", limits=limits))
+        running = Server(app, limits, ready.set)
         thread = threading.Thread(target=running.run_on, args=(sock,))
         thread.start()
         assert ready.wait(20)
-        app.index, app.url = index, url
+        app.index, app.url, app.limits = index, url, limits
         yield app
         running.stop()
         thread.join()
@@ -63,6 +66,14 @@ def photos(tmp_path):
     for name in ("a.png", "b/ü & 1?.png", "b/c.png"):
         paint(folder / name, len(name))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch):
+    """What the client waits for, in no time."""
+    waited = []
+    monkeypatch.setattr("avse.index.remote.sleep", waited.append)
+    return waited
 
 
 def paint(path, number):
@@ -157,11 +168,49 @@ def test_what_goes_wrong_is_said(server, remote, photos, monkeypatch):
 
 
 def test_a_server_that_goes_away_in_the_middle_loses_nothing_acknowledged(server, remote, photos):
-    server.answers = [(0, None), (0, None), (0, None), (None, None)]  # a list, what is taken and one upload pass
+    server.answers = [(0, None)] * 3 + [(None, None)] * 9  # a list, what is taken and one upload pass
     with pytest.raises(StoreError, match="the same command goes on from there"):
         sync(remote, photos)
     assert paths(server) == [["a.png"]]
+    server.answers.clear()
     assert sync(remote, photos) == {"known": 1, "added": 2}
+
+
+BUSY = (429, {"detail": "too many requests at once"})
+
+
+def test_a_busy_server_is_asked_again(server, remote, photos, pauses):
+    server.answers = [BUSY, BUSY, (0, None), (0, None), BUSY]  # a list, what is taken, an upload: its body goes again
+    assert sync(remote, photos) == {"added": 3} and pauses == [3, 6, 3]
+    pauses.clear()
+    server.answers = [BUSY] * 9
+    with pytest.raises(StoreError, match=r"answered 429 \(too many requests at once\): it has too much to do"):
+        remote.search("a dog")
+    assert pauses == [3, 6, 12, 24, 30] and len(server.answers) == 3
+
+
+def test_a_refusal_that_is_lost_with_a_large_body_is_no_end(server, remote, photos, pauses):
+    """A server that closes without reading resets the connection, and the client never sees its 429."""
+    noise = np.random.default_rng(0).integers(0, 256, (1200, 1200, 3), np.uint8)
+    Image.fromarray(noise).save(photos / "a.png")
+    object.__setattr__(server.limits, "upload_bytes", 1 << 25)
+    server.answers = [(0, None), (0, None), BUSY, BUSY]  # a list, what is taken
+    assert sync(remote, photos) == {"added": 3} and len(pauses) == 2
+
+
+def test_an_upload_that_is_put_off_in_the_middle_leaves_no_file(server, remote, photos, pauses, monkeypatch):
+    call, asked = Engine.call, []
+
+    async def busy(engine, work):
+        asked.append(work)
+        if len(asked) == 3:  # after a list and the first half of an upload
+            assert not list(server.index.path.glob("uploads/*/*"))
+            raise BusyError("8 questions are waiting already")
+        return await call(engine, work)
+
+    monkeypatch.setattr(Engine, "call", busy)
+    assert sync(remote, photos) == {"added": 3} and len(pauses) == 1
+    assert list(server.index.verify()) == []
 
 
 def test_the_command_line(server, photos, capsys):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avse.index import Hit, Index
+from avse.index import Hit, Index, StoreError
 from avse.index.journal import Journal
-from avse.index.uploads import Uploads, check_path, receive
+from avse.index.uploads import Uploads, check_path
 
 WHEN = "2019-06-08T13:20:00.000001+00:00"
 
@@ -27,11 +27,14 @@ class Sender:
         self.index, self.uploads = index, Uploads(index)
 
     def send(self, path, data):
-        content = hashlib.sha256(data).hexdigest()
-        if self.uploads.gain(path, content):
+        if self.uploads.gain(path, sha(data)):
             return False
-        payload = receive(self.index.path, path, data, WHEN)
-        return self.uploads.enter(path, Image.open(io.BytesIO(data)).convert("RGB"), payload)
+        return self.enter(path, data)
+
+    def enter(self, path, data):
+        """The second half, which may come much later."""
+        picture = Image.open(io.BytesIO(data)).convert("RGB")
+        return self.uploads.enter(path, picture, data, sha(data), WHEN)
 
 
 @pytest.fixture(params=["memory", "embedded"])
@@ -164,6 +167,98 @@ def test_what_fails_leaves_no_file(index, monkeypatch):
     assert not kept(index) and len(index) == 0
 
 
+def refused(*_):
+    raise StoreError("full")
+
+
+def test_what_was_read_in_part_is_read_again(index, monkeypatch):
+    sender = Sender(index)
+    for number, name in enumerate(["c.png", "a.png", "b.png"]):
+        sender.send(name, data_of(number))
+    uploads, whole = Uploads(index), state(index)
+
+    def in_part():
+        yield [("c.png", whole["c.png"])]
+        refused()
+
+    with monkeypatch.context() as during:
+        during.setattr(index, "entries", in_part)
+        with pytest.raises(StoreError, match="full"):
+            uploads.page("", 5)
+    assert uploads.page("", 5) == (sorted(whole.items()), None)
+
+
+@pytest.mark.parametrize("fails", ["add_embeddings", "delete"])
+def test_a_change_that_fails_can_be_made_again(index, monkeypatch, fails):
+    sender = Sender(index)
+    for path in ("a.png", "b.png"):
+        sender.send(path, data_of(1))
+    sender.send("z.png", data_of(2))
+    with monkeypatch.context() as during:
+        during.setattr(index, fails, refused)
+        for change in (lambda: sender.uploads.remove("a.png"), lambda: sender.send("a.png", data_of(2))):
+            with pytest.raises(StoreError, match="full"):
+                change()
+    assert sender.uploads.page("", 9) == (sorted(state(index).items()), None)
+    assert sender.uploads.remove("a.png") and not sender.uploads.remove("a.png")
+    assert {name: payload["paths"] for name, payload in state(index).items()} == {
+        "b.png": ["b.png"],
+        "z.png": ["z.png"],
+    }
+    assert list(index.verify()) == []
+
+
+def test_a_picture_that_went_between_the_halves_of_another_upload_keeps_its_file(index):
+    """Two clients send one content; the first is in and taken out again before the second goes on."""
+    sender, one = Sender(index), data_of(1)
+    assert not sender.uploads.gain("second.png", sha(one))
+    assert sender.send("first.png", one) and sender.uploads.remove("first.png")
+    assert sender.enter("second.png", one)
+    assert kept(index) == {sha(one)} and list(index.verify()) == []
+
+
+@pytest.mark.parametrize("own", ["2021", True, 1])
+def test_a_field_named_uploaded_may_be_anybodys(index, unit, tmp_path, own):
+    payload = {"path": "x.png", "uploaded": own, "paths": ["x.png"]}
+    index.add_embeddings(["x.png"], unit(1, 4, 8), [payload])
+    assert list(index.verify()) == [] and index.picture(Hit("x.png", 0.0, payload)) is None
+    sender = Sender(index)
+    assert sender.send("a.png", data_of(1)) and list(index.verify()) == []
+    journal = Journal(None)
+    assert journal.rebuild(index.entries()) == []
+    journal.close()
+    assert sender.uploads.remove("x.png") and set(state(index)) == {"a.png"}
+
+
+def test_pages_of_a_server_show_what_others_wrote(local_server, encoder, unit):
+    """Its own order begins again behind an id, which may have gone meanwhile."""
+    with Index.create("qdrant://localhost/photos", encoder) as index:
+        uploads = Uploads(index)
+        assert uploads.page("", 3) == ([], None)
+        others = Index.open("qdrant://localhost/photos", encoder)
+        others.add_embeddings([f"{number}.png" for number in range(7)], unit(7, 4, 8))
+        seen, after = [], ""
+        while after is not None:
+            page, after = uploads.page(after, 3)
+            seen += [name for name, _ in page]
+            if after is not None:
+                others.delete([after])
+        assert sorted(seen) == [f"{number}.png" for number in range(7)] and len(index) == 5
+        assert [len(uploads.page("", limit)[0]) for limit in (4, 5, 6)] == [4, 5, 5]
+        assert uploads.page("", 5)[1] is None
+    with Index.create("qdrant://localhost/photos", encoder, force=True) as index, pytest.raises(StoreError):
+        local_server.delete_collection("photos")
+        Uploads(index).page("", 3)
+
+
+def test_only_a_server_has_an_order_of_its_own(tmp_path, encoder):
+    with (
+        Index.create(tmp_path / "i.avse", encoder, store="memory") as index,
+        pytest.raises(ValueError, match="no order of its own"),
+    ):
+        index.entries("a")
+
+
 def test_verify_names_a_damaged_upload(index):
     sender = Sender(index)
     for number in range(2):
@@ -172,6 +267,9 @@ def test_verify_names_a_damaged_upload(index):
     (index.path / "uploads" / sha(data_of(1))[:2] / sha(data_of(1))).write_bytes(b"x")
     said = sorted(index.verify())
     assert len(said) == 2 and "is gone" in said[0] and "something else than was uploaded" in said[1]
+    index.delete(["0.png", "1.png"])
+    (said,) = index.verify()
+    assert sha(data_of(1)) in said and "no entry has this picture" in said
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ _module = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_module)
 ColourEncoder, naive_score = _module.ColourEncoder, _module.naive_score
 
-TOKEN = "correct horse"
+TOKEN = "correct-horse"
 
 
 class Running(NamedTuple):

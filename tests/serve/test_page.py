@@ -205,6 +205,31 @@ def test_the_explanation_says_which_part_of_the_picture_answered(visit, expected
 
 
 @pytest.mark.slow
+def test_words_are_shaded_by_their_own_sign_and_percent_is_of_a_score_above_zero(visit, expected):
+    page = visit.open()
+    page.route("**/api/explain?*", lambda route: route.fulfill(json=told))
+    for score, labels, shares in (
+        (-0.2, ["+0.100", "-0.200"], ["", ""]),
+        (0.2, ["50 %", "-100 %"], ["200 %", "-100 %"]),
+    ):
+        words = [{"word": w, "start": s, "end": s + 3, "score": p} for w, s, p in (("red", 0, 0.1), ("dog", 4, -0.2))]
+        matches = [{"text_block": j, "image_block": 0, "view": 0, "score": p} for j, p in ((0, 0.4), (1, -0.2))]
+        told = {"text": "red dog", "score": score, "upper": 2, "method": "exact", "matches": matches, "words": words}
+        told |= {"heat": [[0.1]], "heats": [[[0.1]], [[0.0]]], "grid": [1, 1], "beyond": 0.0, "beside": 0.0}
+        told |= {"frame": [0, 0, 1, 1], "boxes": None, "confidence": None, "weak": None}
+        visit.ask(f"red dog {score}")
+        page.click("#results li:nth-child(1) a")
+        page.wait_for_selector("#why:not([hidden])")
+        looks = "all => all.map((one) => [one.classList.contains('lowers'), one.style.getPropertyValue('--share')])"
+        assert page.eval_on_selector_all("#words .word", looks) == [[False, "50%"], [True, "100%"]]
+        assert page.eval_on_selector_all("#matches .share", looks) == [[False, "100%"], [True, "50%"]]
+        titles = page.eval_on_selector_all("#words .word", "all => all.map((one) => one.title)")
+        assert titles == [f"{label} of the score" for label in labels]
+        assert [text.strip() for text in page.locator("#matches .share").all_inner_texts()] == shares
+        page.keyboard.press("Escape")
+
+
+@pytest.mark.slow
 def test_everything_goes_by_keyboard(visit, expected):
     page = visit.open()
     page.keyboard.press("/")
@@ -448,7 +473,7 @@ def test_slowness_is_shown_and_the_layout_kept(visit):
 
 @pytest.mark.slow
 def test_the_token_is_asked_for_once(context, index, expected):
-    site = browsing.Site(index, token="correct horse")
+    site = browsing.Site(index, token="correct-horse")
     try:
         page = (visit := browsing.Visit(context.new_page(), site)).page
         page.goto(site.url)
@@ -456,7 +481,7 @@ def test_the_token_is_asked_for_once(context, index, expected):
         page.fill("#token-input", "wrong pony")
         page.keyboard.press("Enter")
         visit.until("document.querySelector('#token-wrong').innerText === 'This is not the token.'")
-        page.fill("#token-input", "correct horse")
+        page.fill("#token-input", "correct-horse")
         page.keyboard.press("Enter")
         page.wait_for_selector("#results li img.there")
         assert visit.ask(SENTENCE) == expected[:24]

@@ -83,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
     """Print a table, or one JSON object, a system and protocol."""
     from tqdm import tqdm
 
+    from avse import files
     from avse.checkpoint import check_calibration_target
     from avse.data import load_dataset
     from avse.evaluate import score
@@ -96,11 +97,9 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError("--save-rankings keeps one system: name one model, or --ensemble")
         check_target(args.save_rankings, args.force)
     if args.report:
-        from avse import report
-
         if len(args.model) > 1:
             raise ValueError("--report explains the answers of one model: name one, and a page for each of the others")
-        report.check_target(args.report, args.force)
+        files.check_target(args.report, args.force)
     _check_calibrate(args)
     common.prepare_process()
     device = common.device_of(args)
@@ -118,6 +117,8 @@ def run(args: argparse.Namespace) -> int:
         reports = _report(args, scored, protocols)
         learnt = _calibrate(args, scored) if args.calibrate else None
         if args.report:
+            from avse import report
+
             model, inputs, _ = next(iter(part))
             model.calibration = learnt or model.calibration
             path = report.write_report(args.report, model, inputs, scored, reports, force=args.force)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from avse import files
 from avse.cli import common
 
 if TYPE_CHECKING:
@@ -43,12 +44,12 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         MisuseError: --model beside a model folder.
         ValueError: no such picture, an empty sentence, an index of texts, a source that is neither index nor model.
-        FileExistsError: the picture to be drawn is there and not ``--force``.
+        FileExistsError, IsADirectoryError: the picture to be drawn is there and not ``--force``, or is a folder.
     """
     if not args.sentence.strip():
         raise ValueError("the sentence is empty: give the words that the picture is asked about")
-    if args.out and Path(args.out).exists() and not args.force:
-        raise FileExistsError(f"{args.out} is there already: choose another name or --force")
+    if args.out:
+        files.check_target(args.out, args.force)
     common.prepare_process()
     model, picture = _of_index(args) if _is_index(args.source) else _of_model(args)
 
@@ -114,11 +115,15 @@ def _nearest(index: Index, wanted: str) -> str:
 
 def _table(found: Explanation) -> str:
     lines = [f"S = {found.score:.4f} of at most {len(found.matches)} ({found.method})"]
-    lines += [f"{'text block':>10}  {'view':>5}  {'image block':>11}  {'A_ij':>8}  {'share':>6}"]
-    lines += [f"{j:10d}  {view:5d}  {i:11d}  {score:8.4f}  {share:6.1%}" for j, i, view, score, share in found.matches]
+    head = f"  {'share':>6}" if found.in_shares else ""
+
+    def told(part: float) -> str:
+        return f"{part:8.4f}  {part / found.score:6.1%}" if found.in_shares else f"{part:8.4f}"
+
+    lines += [f"{'text block':>10}  {'view':>5}  {'image block':>11}  {'A_ij':>8}{head}"]
+    lines += [f"{j:10d}  {view:5d}  {i:11d}  {told(score)}" for j, i, view, score, _ in found.matches]
     parts = [(word.word, word.score) for word in found.words]
     parts += [("(beside the words)", found.beside), ("(beyond the cells)", found.beyond)]
     wide = max(len(name) for name, _ in parts)
-    lines += [f"{'word':{wide}}  {'score':>8}  {'share':>6}"]
-    lines += [f"{name:{wide}}  {part:8.4f}  {part / found.score if found.score else 0:6.1%}" for name, part in parts]
+    lines += [f"{'word':{wide}}  {'score':>8}{head}", *(f"{name:{wide}}  {told(part)}" for name, part in parts)]
     return "\n".join(lines)

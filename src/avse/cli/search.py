@@ -54,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
         ValueError: What `Index.search` refuses.
         FileExistsError: The sheet is there and not ``--force``.
     """
+    from avse.files import check_target
+
     prepare_process()
     if args.url and args.query is None:  # the first word is the sentence then
         args.index, args.query = None, args.index
@@ -65,12 +67,10 @@ def run(args: argparse.Namespace) -> int:
         raise MisuseError("--queries goes without a sentence, --image and --sheet")
     if args.url and args.model:
         raise MisuseError("--model does nothing beside --url (the server has its own): leave it out")
-    if args.sheet and (args.url or (Path(args.sheet).exists() and not args.force)):
-        raise FileExistsError(
-            "--sheet draws the files of a local index, not of a --url"
-            if args.url
-            else f"{args.sheet} is there already: choose another name or --force"
-        )
+    if args.sheet and args.url:
+        raise MisuseError("--sheet draws the files of a local index, not of a --url")
+    if args.sheet:
+        check_target(args.sheet, args.force)
     sentences = _sentences(Path(args.queries)) if args.queries else [args.query]
     if args.url:
         _search_remote(args, sentences)

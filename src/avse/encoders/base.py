@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -254,6 +255,14 @@ class TextEncoder(Encoder):
 
         None for special tokens and padding, and for all where the tokenizer does not tell.
         """
+
+    def warn_of_cuts(self, texts: Sequence[str], truncated: Tensor, stacklevel: int) -> None:
+        """Warn of each sentence that `tokenize` cut; levels of the stack are counted from here."""
+        for row in truncated.nonzero()[:, 0].tolist():
+            warnings.warn(
+                f"a sentence was cut at {self.max_length} tokens (text_encoder.max_length): {texts[row][:60]!r}…",
+                stacklevel=stacklevel,
+            )
 
     def kept(self, attention_mask: Tensor) -> Tensor:
         """Return which tokens (B, L) bool a head looks at, so that others need not be stored: here all real ones."""

@@ -27,12 +27,14 @@ def explain(model: AVSE, image: ImageSource, text: str) -> Explanation:
     Args:
         model: in either mode; explained is what it does in evaluation.
         image: a path, the bytes of a file, a Pillow image or an array, as `AVSE.encode_images` takes them.
-        text: one sentence.
+        text: one sentence; one cut at the encoder's limit warns.
 
     Raises:
+        ValueError: the sentence is empty.
         ImageError: the picture cannot be read.
         EncoderError: the model reads regions and no pictures (`explain_features` takes them).
     """
+    _check_text(model, text)
     encoder = model.image_encoder
     if model.pixels is None:
         encoder.load_pixels(image)  # says that it reads none
@@ -59,26 +61,36 @@ def explain_features(
     Args:
         model: one whose views are not sampled at the input.
         grid: (prefix + G, W) features of one picture, prefix tokens first.
-        text: one sentence.
+        text: one sentence; one cut at the encoder's limit warns.
         mask: (prefix + G,) True where a feature is valid.
         boxes: (G, 4) of regions, x0, y0, x1, y1 as shares of the picture's sides.
         image: the picture, for drawing alone.
         frame: what the features show of it, as shares.
 
     Raises:
-        ValueError: shapes that do not fit the model, or another number of boxes than of features.
+        ValueError: shapes that do not fit the model, another number of boxes than of features, a mask that hides all
+            of them, an empty sentence, or features of a pair that pools its CLS token (CLIP).
     """
-    features = torch.as_tensor(grid)[None].to(model.device)
+    _check_text(model, text)
+    features = torch.as_tensor(grid)[None].to(model.device, next(model.image_head.parameters()).dtype)
     valid = None if mask is None else torch.as_tensor(mask, dtype=torch.bool)[None].to(model.device)
+    if valid is not None and not valid.any():
+        raise ValueError(f"the mask hides all {valid.shape[1]} features: at least one must be valid")
     cells, (rows, columns) = features.shape[1] - model.image_encoder.num_prefix, model.image_encoder.grid
     placed = None if boxes is None else np.asarray(boxes, np.float32)
     if placed is not None and placed.shape != (cells, 4):
         raise ValueError(f"boxes have shape {placed.shape}; expected ({cells}, 4): x0, y0, x1, y1 of each feature")
     with _evaluating(model):
         tokens, own = model.image_tokens(features), model.config.heads == "own"
-        split = split_tokens(model, tokens, text) if own else split_score(model, tokens, text, valid)
+        split = split_tokens(model, tokens, text, valid) if own else split_score(model, tokens, text, valid)
     shape = (rows, columns) if placed is None and cells == rows * columns else (1, cells)
     return _laid_out(model, split, text, shape, frame, placed, image)
+
+
+def _check_text(model: AVSE, text: str) -> None:
+    if not text.strip():
+        raise ValueError("the sentence is empty: give the words that the picture is asked about")
+    model.text_encoder.warn_of_cuts([text], model.text_encoder.tokenize([text]).truncated, stacklevel=4)
 
 
 def _laid_out(

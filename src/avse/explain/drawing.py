@@ -51,16 +51,15 @@ def overlay(explanation: Explanation, size: int = 640) -> Image.Image:
 def draw(explanation: Explanation, out: str | Path, *, force: bool = False) -> Path:
     """Draw why a picture and a sentence score as they do, and write it as PNG (atomically).
 
-    On top the sentence, each word shaded by its share of S; below it the picture, the picture under its heat with the
+    On top the sentence, each word shaded by its part of S; below it the picture, the picture under its heat with the
     scale, and each text block's match, with its own heat where there are several. A picture that is not known or gone
     is left grey.
 
     Raises:
-        FileExistsError: ``out`` is there and not ``force``.
+        FileExistsError, IsADirectoryError: ``out`` is there and not ``force``, or is a folder.
     """
     out = Path(out)
-    if out.exists() and not force:
-        raise FileExistsError(f"{out} is there already: choose another name, or force=True / --force")
+    files.check_target(out, force)
     image, lost = _found(explanation, COLUMN)
     parts = [_title(explanation), _pictures(explanation, image, lost), _table(explanation, image)]
     sheet = Image.new("RGB", (WIDTH, sum(part.height for part in parts) + MARGIN), PAPER)
@@ -82,7 +81,8 @@ def figure(explanation: Explanation, size: int = 320, words: bool = True) -> mar
             markup.thumbnail(lambda: overlay(explanation, size), f"heat of “{explanation.text}” over the picture", size)
         )
     if words:
-        parts.append(markup.shaded(explanation.text, [word[1:3] + word[4:] for word in explanation.words]))
+        told = [(start, end, score, f"{explanation.told(score)} of S") for _, start, end, score, _ in explanation.words]
+        parts.append(markup.shaded(explanation.text, told))
     parts.append(markup.element("figcaption", _scored(explanation)))
     return markup.element("figure", *parts)
 
@@ -90,16 +90,14 @@ def figure(explanation: Explanation, size: int = 320, words: bool = True) -> mar
 def to_html(explanation: Explanation) -> str:
     """Return the figure with the table of matches, for a notebook."""
     head = ("text block", "view", "image block", "A_ij", "share of S")
-    return markup.fragment(figure(explanation), markup.table(head, map(_cells, explanation.matches)))
+    rows = [_cells(explanation, match) for match in explanation.matches]
+    return markup.fragment(figure(explanation), markup.table(head, rows))
 
 
-def _cells(match: Match) -> tuple[str, str, str, str, str]:
-    text, image, view, score, share = match
-    return str(text), str(view), str(image), f"{score:.3f}", _percent(share)
-
-
-def _percent(share: float) -> str:
-    return f"{round(100 * share)} %"
+def _cells(explanation: Explanation, match: Match) -> tuple[str, str, str, str, str]:
+    text, image, view, score, _ = match
+    share = explanation.told(score) if explanation.in_shares else "–"
+    return str(text), str(view), str(image), f"{score:.3f}", share
 
 
 def _scored(explanation: Explanation) -> str:
@@ -236,8 +234,6 @@ def _outline_kept(pen: ImageDraw.ImageDraw, explanation: Explanation, heat: NDAr
     """Draw lightly where the cells that a view kept end: those it left out supplied nothing at all."""
     left, up, right, down = _frame(explanation, size)
     kept = heat != 0
-    if kept.all() or not kept.any():
-        return
     across = np.linspace(left, right, kept.shape[1] + 1).round().astype(int).tolist()
     along = np.linspace(up, down, kept.shape[0] + 1).round().astype(int).tolist()
     for row, column in np.argwhere(kept[:, 1:] != kept[:, :-1]).tolist():
@@ -247,10 +243,10 @@ def _outline_kept(pen: ImageDraw.ImageDraw, explanation: Explanation, heat: NDAr
 
 
 class _Piece(NamedTuple):
-    """A word, or what stands between two: its text, its share (None: no word) and whether a space goes before it."""
+    """A word, or what stands between two: its text, its score (None: no word) and whether a space goes before it."""
 
     text: str
-    share: float | None
+    score: float | None
     apart: bool
 
 
@@ -259,7 +255,7 @@ def _pieces(explanation: Explanation) -> Iterator[_Piece]:
     text, last = explanation.text, 0
     for word in sorted(explanation.words, key=lambda word: word.start):
         yield from _between(text, last, word.start)
-        yield _Piece(clean(text[word.start : word.end]), word.share, text[: word.start][-1:].isspace())
+        yield _Piece(clean(text[word.start : word.end]), word.score, text[: word.start][-1:].isspace())
         last = word.end
     yield from _between(text, last, len(text))
 
@@ -272,15 +268,16 @@ def _between(text: str, start: int, end: int) -> Iterator[_Piece]:
 
 
 def _title(explanation: Explanation) -> Image.Image:
-    """Draw the sentence, shaded, the share below each word, and a line of what it all is."""
+    """Draw the sentence, shaded, the part of S below each word, and a line of what it all is."""
     font, small, height = font_of(28), font_of(13), 64
     space, edge = font.getlength(" "), WIDTH - MARGIN
-    most = max((abs(word.share) for word in explanation.words), default=0.0) or 1.0
+    most = max((abs(word.score) for word in explanation.words), default=0.0) or 1.0
     placed: list[tuple[float, int, _Piece, float]] = []
     x, line = float(MARGIN), 0
     for piece in _pieces(explanation):
         text = fit(piece.text, font, edge - MARGIN)
-        wide = max(font.getlength(text), small.getlength("00 %") if piece.share is not None else 0)
+        label = "" if piece.score is None else explanation.told(piece.score)
+        wide = max(font.getlength(text), small.getlength(label))
         x += max(space, 10.0) if piece.apart and x > MARGIN else 0
         if x + wide > edge:
             x, line = float(MARGIN), line + 1
@@ -291,29 +288,29 @@ def _title(explanation: Explanation) -> Image.Image:
     pen = ImageDraw.Draw(strip)
     for x, line, piece, wide in placed:
         top = MARGIN + line * height
-        if piece.share is not None and line < lines:
-            pen.rounded_rectangle((x - 2, top - 2, x + wide + 1, top + 37), 5, _shade(piece.share / most))
-            pen.text((x + wide / 2, top + 40), _percent(piece.share), GREY, small, anchor="ma")
+        if piece.score is not None and line < lines:
+            pen.rounded_rectangle((x - 2, top - 2, x + wide + 1, top + 37), 5, _shade(piece.score / most))
+            pen.text((x + wide / 2, top + 40), explanation.told(piece.score), GREY, small, anchor="ma")
     for x, line, piece, wide in placed:
         if line < lines:
             pen.text((x + wide / 2, MARGIN + line * height + 28), piece.text, INK, font, anchor="ms")
-    if placed[-1][1] >= lines:
+    if line >= lines:
         pen.text((edge + 2, MARGIN + (lines - 1) * height + 28), "…", INK, font_of(20), anchor="ls")
     below = MARGIN + lines * height + 4
     pen.text((MARGIN, below), _scored(explanation), INK, font_of(17))
     beside = f"Beside the words: {_rest(explanation.beside, explanation)}."
-    told = f"Below each word its share of S; blue words lower it. {beside}"
+    told = f"Below each word its {'share' if explanation.in_shares else 'part'} of S; blue words lower it. {beside}"
     pen.text((MARGIN, below + 25), told, GREY, font_of(14))
     return strip
 
 
 def _rest(part: float, explanation: Explanation) -> str:
-    return f"{part:+.3f} ({_percent(part / explanation.score)})" if explanation.score else f"{part:+.3f}"
+    return f"{part:+.3f} ({explanation.told(part)})" if explanation.in_shares else f"{part:+.3f}"
 
 
-def _shade(share: float) -> tuple[int, int, int]:
-    """Return paper tinted by a share in [-1, 1]: warm above 0, cool below."""
-    weight, tint = 0.7 * min(1.0, abs(share)), HOT if share > 0 else COLD
+def _shade(part: float) -> tuple[int, int, int]:
+    """Return paper tinted by a part in [-1, 1]: warm above 0, cool below."""
+    weight, tint = 0.7 * min(1.0, abs(part)), HOT if part > 0 else COLD
     red, green, blue = (round(255 + weight * (value - 255)) for value in tint)
     return red, green, blue
 
@@ -337,10 +334,10 @@ def _pictures(explanation: Explanation, image: Image.Image, lost: str) -> Image.
     strip.paste(Image.fromarray(np.rint(160 * (1 - alpha) + _ramp(share) * alpha).astype(np.uint8)), (x, below))
     for place, value, anchor in ((0, "0", "la"), (wide // 2, f"{top / 2:.3f}", "ma"), (wide, f"{top:.3f}", "ra")):
         pen.text((x + place, below + 15), value, GREY, font_of(13), anchor=anchor)
-    what = "region" if explanation.boxes is not None else "cell"
+    what = "region" if explanation.boxes is not None else "cell, smoothed"
     pen.text((x + wide + 14, below - 3), f"part of S of one {what}", INK, font_of(14))
     pen.text((x + wide + 14, below + 16), f"beyond them: {_rest(explanation.beyond, explanation)}", GREY, font_of(14))
-    if explanation.boxes is None and (explanation.heats == 0).any():
+    if explanation.boxes is None and heat.any() and not heat.all():
         pen.text((x, below + 38), "white line: where the cells end that the winning views kept", GREY, font_of(13))
     return strip
 
@@ -359,14 +356,14 @@ def _table(explanation: Explanation, image: Image.Image) -> Image.Image:
         pen.text((x, MARGIN), name, GREY, font_of(15))
     pen.line((MARGIN, MARGIN + 26, WIDTH - MARGIN, MARGIN + 26), "#d5d9df")
     top = _top(explanation, *explanation.heats)
-    most = max(abs(match.share) for match in explanation.matches) or 1.0
+    most = max(abs(match.score) for match in explanation.matches) or 1.0
     for row, match in enumerate(shown):
         up = MARGIN + 34 + row * height
         middle = up + height // 2 - 4
-        for x, cell in zip(columns, _cells(match)):
+        for x, cell in zip(columns, _cells(explanation, match)):
             pen.text((x, middle), cell, INK, font_of(17), anchor="lm")
-        wide = round(200 * abs(match.share) / most)
-        tint = _shade(0.7 if match.share > 0 else -0.7)
+        wide = round(200 * abs(match.score) / most)
+        tint = _shade(0.7 if match.score > 0 else -0.7)
         if wide:
             pen.rectangle((columns[-1] + 66, middle - 7, columns[-1] + 66 + wide, middle + 7), tint)
         if small:

@@ -26,7 +26,7 @@ class Match(NamedTuple):
     score: float
     """A_ij, the cosine of the two blocks."""
     share: float
-    """A_ij / S; 0 where S is 0."""
+    """A_ij / S; 0 where S is 0. Says something only where the explanation's `in_shares` is true."""
 
 
 class Word(NamedTuple):
@@ -39,7 +39,7 @@ class Word(NamedTuple):
     """One past the last."""
     score: float
     share: float
-    """`score` / S; 0 where S is 0."""
+    """`score` / S, as a match's."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,16 @@ class Explanation:
         """(h, w): what each cell supplied to S."""
         heat: NDArray[np.float32] = self.heats.sum(axis=0)
         return heat
+
+    @property
+    def in_shares(self) -> bool:
+        """Whether shares of S say something: S is above 0, and no match or word is more than twice as large."""
+        parts = [match.score for match in self.matches] + [word.score for word in self.words]
+        return self.score > 0 and max(map(abs, parts), default=0.0) <= 2 * self.score
+
+    def told(self, part: float) -> str:
+        """Return a part of S in percent; as it is where S is near 0 or below and percent would mislead."""
+        return f"{round(100 * part / self.score)} %" if self.in_shares else f"{part:+.3f}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the picture, as JSON can say it."""

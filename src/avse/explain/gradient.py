@@ -1,6 +1,7 @@
 """Gradient x input, for pairs such as CLIP whose own pooling has no linear split: attention, or one token alone.
 
-The inputs are the tokens before the blocks, patches with their places and words. Parts need not add up to the score.
+The inputs are the tokens at the first block, patches with their places, and words without theirs. Parts need not add up
+to the score. Before a norm the product would be 0 for every token, as a norm ignores how large its input is.
 """
 
 from __future__ import annotations
@@ -20,16 +21,27 @@ from avse.scoring import block_matches
 
 def split_pixels(model: AVSE, pixels: Tensor, text: str) -> Split:
     """Split the score of pixels (1, 3, H, W) and a sentence by the encoders' first tokens."""
-    with torch.inference_mode(False), torch.enable_grad(), _leaf(model.image_encoder.model.embeddings) as leaves:
+    tower = model.image_encoder.model
+    first = getattr(tower, "pre_layrnorm", tower.embeddings)
+    with torch.inference_mode(False), torch.enable_grad(), _leaf(first) as leaves:
         images = model.embed_pixels(pixels)
         return _split(model, images, leaves[0], text)
 
 
-def split_tokens(model: AVSE, tokens: Tensor, text: str) -> Split:
-    """Split the score of one picture's tokens (1, prefix + G, W) behind its encoder and a sentence."""
+def split_tokens(model: AVSE, tokens: Tensor, text: str, mask: Tensor | None = None) -> Split:
+    """Split the score of one picture's tokens (1, prefix + G, W) behind its encoder and a sentence.
+
+    Raises:
+        ValueError: a pair that pools CLS alone, such as CLIP, or a mask that hides any token.
+    """
+    if getattr(model.image_head, "project", None) is not None:
+        raise ValueError(
+            "features of a pair such as CLIP cannot be explained: behind its encoder the CLS token alone makes the "
+            "score, and no cell has a part in it; explain() takes the picture"
+        )
     with torch.inference_mode(False), torch.enable_grad():
         leaf = tokens.detach().clone().requires_grad_()
-        views = model.unit_views(model.pool_views(leaf))
+        views = model.unit_views(model.pool_views(leaf, mask))
         return _split(model, unit_blocks(views, model.block_width), leaf, text)
 
 

@@ -43,6 +43,7 @@ from avse.index.living import Embedder, Sync, progress_bar
 from avse.index.manifest import STORES, Manifest
 from avse.index.memory import MemoryStore
 from avse.index.pictures import Picture, picture_file
+from avse.index.points import PointStore
 from avse.index.sentences import add_lines
 from avse.index.shown import Hits
 from avse.index.uploads import check_uploads
@@ -296,9 +297,19 @@ class Index:
         """
         return self._store.get(check_ids(ids))
 
-    def entries(self) -> Iterator[list[tuple[str, Payload]]]:
-        """Yield all ids with their payloads page by page, in memory that does not grow with the index."""
-        return self._store.entries()
+    def entries(self, after: str | None = None) -> Iterator[list[tuple[str, Payload]]]:
+        """Yield all ids with their payloads page by page, in memory that does not grow with the index.
+
+        On a server they come in an order of its own, which ``after`` asks to begin behind the place of an id.
+
+        Raises:
+            ValueError: ``after`` elsewhere.
+        """
+        if after is None:
+            return self._store.entries()
+        if not isinstance(self._store, PointStore):
+            raise ValueError(f"{self.location} has no order of its own: read all of its entries")
+        return self._store.entries(after)
 
     def verify(self) -> Iterator[str]:
         """Read everything and yield a sentence for each damage found; nothing where manifest and entries are whole.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from avse.index.contract import Payload, StoreError
-from avse.index.pictures import UPLOADED, microseconds
+from avse.index.pictures import is_upload, microseconds
 
 _log = logging.getLogger(__name__)
 NAME = "journal.sqlite"
@@ -298,13 +298,13 @@ def spare_id(content: str) -> str:
 def content_of(name: str, payload: Payload) -> str:
     """Return the content of an entry: its SHA-256, or "id:" and its id where the entry does not say it."""
     content = payload.get("sha256")
-    if payload.get(UPLOADED):
+    if is_upload(payload):
         return f"{UPLOAD}{content}"
     return content if isinstance(content, str) and is_picture(name, payload) else f"id:{name}"
 
 
 def is_picture(name: str, payload: Payload) -> bool:
     """Tell whether an entry is of a picture in a folder, by its id and its payload; an uploaded one is not."""
-    if payload.get(UPLOADED):
+    if is_upload(payload):
         return False
     return isinstance(path := payload.get("path"), str) and name in (path, spare_id(str(payload.get("sha256"))))

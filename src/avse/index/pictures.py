@@ -83,6 +83,12 @@ def upload_file(folder: Path, content: str) -> Path:
     return folder / "uploads" / content[:2] / content
 
 
+def is_upload(payload: Payload) -> bool:
+    """Tell whether an entry is of an uploaded picture; others may have a field of that name, of their own."""
+    content = payload.get("sha256")
+    return payload.get(UPLOADED) is True and isinstance(content, str) and _SHA256.fullmatch(content) is not None
+
+
 def picture_file(folder: Path | None, source: Path | None, payload: Payload) -> Path | None:
     """Return where the picture of an entry lies (or lay); None where that is not known.
 
@@ -91,9 +97,8 @@ def picture_file(folder: Path | None, source: Path | None, payload: Payload) -> 
         source: The one that paths are relative to.
         payload: The entry's.
     """
-    if payload.get(UPLOADED):
-        content = str(payload.get("sha256"))
-        return upload_file(folder, content) if folder is not None and _SHA256.fullmatch(content) else None
+    if is_upload(payload):
+        return None if folder is None else upload_file(folder, payload["sha256"])
     if source is None or not isinstance(path := payload.get("path"), str):
         return None
     found = Path(os.path.normpath(source / path))

@@ -125,10 +125,10 @@ class PointStore(ABC):
         rows = np.stack([entry.blocks for entry in there]) if there else np.zeros((0, *self._layout.document), "f4")
         return [entry.id for entry in there], rows, [entry.payload for entry in there]
 
-    def entries(self) -> Iterator[list[tuple[str, Payload]]]:
-        """Scroll through ids and payloads."""
-        for points in self._pages(_BARE_PAGE, False):
-            yield [self._plain(point) for point in points]
+    def entries(self, after: str | None = None) -> Iterator[list[tuple[str, Payload]]]:
+        """Scroll through ids and payloads, from behind the place of ``after`` if it is given, there or not."""
+        for points in self._pages(_BARE_PAGE, False, None if after is None else key_of(after)):
+            yield [entry for point in points if (entry := self._plain(point))[0] != after]
 
     def verify(self) -> Iterator[str]:
         """Scroll through all points with their blocks and check each."""
@@ -183,8 +183,7 @@ class PointStore(ABC):
             if points:
                 yield [self._entry(point) for point in points]
 
-    def _pages(self, limit: int, vectors: bool) -> Iterator[list[Any]]:
-        offset: Any = None
+    def _pages(self, limit: int, vectors: bool, offset: Any = None) -> Iterator[list[Any]]:
         while True:
             points, offset = self._scroll(offset, limit, True, vectors)
             yield points

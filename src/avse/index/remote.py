@@ -21,8 +21,9 @@ import os
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from http.client import HTTPException
+from http.client import HTTPException, RemoteDisconnected
 from pathlib import Path
+from time import sleep
 from typing import IO, Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlencode, urlsplit
@@ -35,6 +36,8 @@ from avse.index.pictures import UPLOADED, iso_time
 _PAGE = 1000
 TIMEOUT = 120.0
 """Seconds that the server may be silent."""
+_TRIES = 6  # of a request that a busy server puts off, each pause twice as long as the one before
+_LONGEST_PAUSE = 30.0  # seconds
 
 
 class RefusedError(ValueError):
@@ -135,21 +138,33 @@ class Remote:
         headers = {**self._headers, **({"Content-Type": kind} if kind else {})}
         if length is not None:
             headers["Content-Length"] = str(length)
-        request = urllib.request.Request(self.url + path, body, headers, method=method)
-        try:
-            with self._opener.open(request, timeout=TIMEOUT) as answer:
-                return answer.status, json.loads(answer.read() or b"null")
-        except HTTPError as error:
-            self._refuse(method, error)
-            return error.code, None
-        except (URLError, HTTPException, OSError) as error:
-            reason = error.reason if isinstance(error, URLError) else error
-            raise StoreError(
-                f"{self.url} does not answer ({str(reason) or type(reason).__name__}): is an avse server running "
-                f"there?{_goes_on(path)}"
-            ) from error
-        except ValueError as error:
-            raise StoreError(f"{self.url} answered {method} {path} with something else than JSON: {error}") from error
+        for attempt in range(_TRIES):
+            if body is not None and not isinstance(body, bytes):
+                body.seek(0)
+            request = urllib.request.Request(self.url + path, body, headers, method=method)
+            try:
+                with self._opener.open(request, timeout=TIMEOUT) as answer:
+                    return answer.status, json.loads(answer.read() or b"null")
+            except HTTPError as error:
+                if error.code == 429 and attempt < _TRIES - 1:
+                    sleep(_pause(error.headers.get("Retry-After"), attempt))
+                    continue
+                self._refuse(method, error)
+                return error.code, None
+            except (URLError, HTTPException, OSError) as error:
+                reason = error.reason if isinstance(error, URLError) else error
+                if body is not None and _hung_up(reason) and attempt < _TRIES - 1:
+                    sleep(_pause(None, attempt))
+                    continue
+                raise StoreError(
+                    f"{self.url} does not answer ({str(reason) or type(reason).__name__}): is an avse server running "
+                    f"there?{_goes_on(path)}"
+                ) from error
+            except ValueError as error:
+                raise StoreError(
+                    f"{self.url} answered {method} {path} with something else than JSON: {error}"
+                ) from error
+        raise AssertionError("the last try returns or raises")
 
     def _refuse(self, method: str, error: HTTPError) -> None:
         """Return where an error is none: a path to delete is gone already; raise what it means otherwise."""
@@ -165,9 +180,8 @@ class Remote:
             raise RefusedError(detail) from error
         if error.code in (400, 422):
             raise ValueError(f"{self.url}: {detail}") from error
-        raise StoreError(
-            f"{self.url} answered {error.code} ({detail}): is it an avse server with an index?{_goes_on(error.url)}"
-        ) from error
+        hint = "it has too much to do." if error.code == 429 else "is it an avse server with an index?"
+        raise StoreError(f"{self.url} answered {error.code} ({detail}): {hint}{_goes_on(error.url)}") from error
 
 
 def _hit(said: dict[str, Any]) -> Hit:
@@ -179,6 +193,17 @@ def _hit(said: dict[str, Any]) -> Hit:
 def _picture(payload: Payload) -> Payload:
     """Return a payload as that of a picture in a folder: here it does not matter how the server came to it."""
     return {name: value for name, value in dict(payload).items() if name != UPLOADED}
+
+
+def _hung_up(reason: object) -> bool:
+    """Tell whether a server closed in the middle of a body, as one does that refuses without reading: 429 is lost."""
+    return isinstance(reason, (BrokenPipeError, ConnectionResetError)) and not isinstance(reason, RemoteDisconnected)
+
+
+def _pause(wanted: str | None, attempt: int) -> float:
+    """Return the seconds to wait before a request is repeated, by the header Retry-After."""
+    seconds = int(wanted) if wanted and wanted.isdecimal() else 1
+    return min(_LONGEST_PAUSE, seconds * 2.0**attempt)
 
 
 def _goes_on(path: str) -> str:

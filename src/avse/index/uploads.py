@@ -7,18 +7,19 @@ entry. Knows no HTTP.
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image
 
 from avse.files import sha256, write_bytes
 from avse.index.contract import Payload, is_unicode
 from avse.index.journal import is_picture
-from avse.index.pictures import UPLOADED, microseconds, path_payload, picture_payload, upload_file
+from avse.index.pictures import UPLOADED, is_upload, microseconds, path_payload, picture_payload, upload_file
 
 if TYPE_CHECKING:
     from avse.index.index import Index
@@ -26,19 +27,36 @@ if TYPE_CHECKING:
 LONGEST_PATH = 1000
 
 
+class _Known(NamedTuple):
+    """What the index holds."""
+
+    ids: list[str]  # sorted
+    id_of: dict[str, str]  # path -> id
+    held: dict[str, str]  # content of an upload -> id
+
+
 class Uploads:
-    """Adds and takes out by path; everything is looked up in memory, read from the index when it is first needed."""
+    """Adds and takes out by path; everything is looked up in memory, read from the index when it is first needed.
+
+    An index on a server is changed by others, too: it is only listed, and read for every page.
+    """
 
     def __init__(self, index: Index) -> None:
-        """Name the index, one of images in a folder; nothing is read yet."""
+        """Name the index; nothing is read yet."""
         self._index = index
-        self._ids: list[str] | None = None
-        self._id_of: dict[str, str] = {}  # path -> id
-        self._held: dict[str, str] = {}  # content of an upload -> id
+        self._known: _Known | None = None
 
     def page(self, after: str, limit: int) -> tuple[list[tuple[str, Payload]], str | None]:
-        """Return entries in the order of their ids, and the id to go on from, None at the end."""
-        ids = self._read()
+        """Return entries in the order of their ids (a server's in its own), and the id to go on from, None at the end.
+
+        Raises:
+            StoreError: The index cannot be read.
+        """
+        if self._index.store == "server":
+            pages = self._index.entries(after or None)
+            found = list(islice((entry for page in pages for entry in page), limit + 1))
+            return found[:limit], found[limit - 1][0] if len(found) > limit else None
+        ids = self._read().ids
         at = bisect_right(ids, after)
         names, _, payloads = self._index.get(ids[at : at + limit])
         more = at + limit < len(ids)
@@ -50,42 +68,49 @@ class Uploads:
         Raises:
             StoreError: The index cannot be written.
         """
-        self._read()
-        if (holder := self._id_of.get(path)) is not None:
-            _, _, (payload,) = self._index.get([holder])
-            if payload.get("sha256") == content:
-                return True
-        if (name := self._held.get(content)) is None:
-            return False
-        self.remove(path)
-        _, blocks, (payload,) = self._index.get([name])
-        self._index.add_embeddings([name], blocks, [{**payload, "paths": sorted({*payload["paths"], path})}])
-        self._id_of[path] = name
-        return True
+        with self._changing() as known:
+            if (holder := known.id_of.get(path)) is not None:
+                _, _, (payload,) = self._index.get([holder])
+                if payload.get("sha256") == content:
+                    return True
+            if (name := known.held.get(content)) is None:
+                return False
+            self.remove(path)
+            _, blocks, (payload,) = self._index.get([name])
+            self._index.add_embeddings([name], blocks, [{**payload, "paths": sorted({*payload["paths"], path})}])
+            known.id_of[path] = name
+            return True
 
-    def enter(self, path: str, picture: Image.Image, payload: Payload) -> bool:
-        """Add a picture that `receive` kept, and tell whether its content was new.
+    def enter(self, path: str, picture: Image.Image, data: bytes, content: str, modified: str) -> bool:
+        """Add a picture with its file, and tell whether its content was new.
 
         Args:
             path: Under which it came.
             picture: Decoded.
-            payload: As `receive` gave it.
+            data: Its bytes, whose SHA-256 is ``content``.
+            content: What the caller has checked.
+            modified: As `check_path` wants it.
 
         Raises:
-            StoreError: The index cannot be written; the file goes with it.
+            ImageError: The header is no picture's.
+            OSError: The disk refused, or (`StoreError`) the index cannot be written; no file is left then.
         """
-        content = str(payload["sha256"])
+        if self.gain(path, content):
+            return False
+        blocks = self._index.encoder.encode_images([picture])
+        file = upload_file(self._index.path, content)
+        write_bytes(file, data)
         try:
-            if self.gain(path, content):
-                return False
-            blocks = self._index.encoder.encode_images([picture])
-            self.remove(path)
-            self._index.add_embeddings([path], blocks, [payload])
-            self._note(path, payload)
-            return True
+            said = {"modified": modified, "sha256": content, UPLOADED: True}
+            payload = {**picture_payload(path, file), **said}
+            with self._changing() as known:
+                self.remove(path)
+                self._index.add_embeddings([path], blocks, [payload])
+                _note(known, path, payload)
         finally:
-            if content not in self._held:
-                upload_file(self._index.path, content).unlink(missing_ok=True)
+            if content not in self._read().held:
+                file.unlink(missing_ok=True)
+        return True
 
     def remove(self, path: str) -> bool:
         """Take a path from its entry, which goes with its last; tell whether there was one. Local files stay.
@@ -93,62 +118,57 @@ class Uploads:
         Raises:
             StoreError: The index cannot be written.
         """
-        ids = self._read()
-        if (name := self._id_of.get(path)) is None:
-            return False
-        _, blocks, (payload,) = self._index.get([name])
-        left = [each for each in _paths(name, payload) if each != path]
-        new = name if name in left else left[0] if left else None
-        del self._id_of[path]
-        if new is not None:
-            now = {**payload, **path_payload(new, left)}
-            self._index.add_embeddings([new], blocks, [now])
-            self._note(new, now)
-        if new != name:
-            self._index.delete([name])
-            del ids[bisect_left(ids, name)]
-        content = str(payload.get("sha256"))
-        if new is None and self._held.get(content) == name:
-            del self._held[content]
-            upload_file(self._index.path, content).unlink(missing_ok=True)
-        return True
+        with self._changing() as known:
+            if (name := known.id_of.get(path)) is None:
+                return False
+            _, blocks, (payload,) = self._index.get([name])
+            left = [each for each in _paths(name, payload) if each != path]
+            new = name if name in left else left[0] if left else None
+            del known.id_of[path]
+            if new is not None:
+                now = {**payload, **path_payload(new, left)}
+                self._index.add_embeddings([new], blocks, [now])
+                _note(known, new, now)
+            if new != name:
+                self._index.delete([name])
+                del known.ids[bisect_left(known.ids, name)]
+            content = str(payload.get("sha256"))
+            if new is None and known.held.get(content) == name:
+                del known.held[content]
+                upload_file(self._index.path, content).unlink(missing_ok=True)
+            return True
 
-    def _read(self) -> list[str]:
-        if self._ids is None:
-            self._ids = []
+    @contextmanager
+    def _changing(self) -> Iterator[_Known]:
+        """Give what is known, to be changed with the index; where one of them fails, it is read anew."""
+        try:
+            yield self._read()
+        except BaseException:
+            self._known = None
+            raise
+
+    def _read(self) -> _Known:
+        if self._known is None:
+            known = _Known([], {}, {})
             for name, payload in (entry for page in self._index.entries() for entry in page):
-                self._ids.append(name)
+                known.ids.append(name)
                 for path in _paths(name, payload):
-                    if path == name or path not in self._id_of:
-                        self._id_of[path] = name
-                if payload.get(UPLOADED):
-                    self._held[str(payload.get("sha256"))] = name
-            self._ids.sort()
-        return self._ids
-
-    def _note(self, name: str, payload: Payload) -> None:
-        ids = self._read()
-        at = bisect_left(ids, name)
-        if at == len(ids) or ids[at] != name:
-            ids.insert(at, name)
-        self._id_of.update(dict.fromkeys(_paths(name, payload), name))
-        if payload.get(UPLOADED):
-            self._held[str(payload["sha256"])] = name
+                    if path == name or path not in known.id_of:
+                        known.id_of[path] = name
+                if is_upload(payload):
+                    known.held[payload["sha256"]] = name
+            known.ids.sort()
+            self._known = known
+        return self._known
 
 
-def receive(folder: Path, path: str, data: bytes, modified: str) -> Payload:
-    """Keep the bytes of a picture in an index's folder, whole or not at all, and return the payload of its entry.
-
-    Raises:
-        ImageError: The header is no picture's.
-        OSError: The disk refused.
-    """
-    content = hashlib.sha256(data).hexdigest()
-    file = upload_file(folder, content)
-    if not file.is_file():
-        write_bytes(file, data)
-    facts = {"modified": modified, "sha256": content, UPLOADED: True}
-    return {**picture_payload(path, file), **facts}
+def _note(known: _Known, name: str, payload: Payload) -> None:
+    at = bisect_left(known.ids, name)
+    if at == len(known.ids) or known.ids[at] != name:
+        known.ids.insert(at, name)
+    known.id_of.update(dict.fromkeys(_paths(name, payload), name))
+    if is_upload(payload):
+        known.held[payload["sha256"]] = name
 
 
 def check_path(path: str, modified: str) -> None:
@@ -168,19 +188,24 @@ def check_path(path: str, modified: str) -> None:
 
 
 def check_uploads(folder: Path, entries: Iterator[list[tuple[str, Payload]]]) -> Iterator[str]:
-    """Yield a sentence for each upload whose file is gone or holds something else."""
+    """Yield a sentence for each upload whose file is gone or holds something else, and each file without an entry."""
+    wanted: set[str] = set()
     for name, payload in (entry for page in entries for entry in page):
-        if payload.get(UPLOADED):
-            file = upload_file(folder, str(payload.get("sha256")))
+        if is_upload(payload):
+            wanted.add(payload["sha256"])
+            file = upload_file(folder, payload["sha256"])
             if not file.is_file():
                 yield f"{name}: its picture {file} is gone"
-            elif sha256(file) != payload.get("sha256"):
+            elif sha256(file) != payload["sha256"]:
                 yield f"{name}: its picture {file} holds something else than was uploaded"
+    for file in (folder / "uploads").glob("*/*"):
+        if file.name not in wanted:
+            yield f"{file}: no entry has this picture; delete it, unless a server adds pictures to this index just now"
 
 
 def _paths(name: str, payload: Payload) -> Sequence[str]:
     """Return the paths of an entry; one that is no picture of a folder has its id."""
     paths = payload.get("paths")
-    if isinstance(paths, list) and (payload.get(UPLOADED) or is_picture(name, payload)):
+    if isinstance(paths, list) and (is_upload(payload) or is_picture(name, payload)):
         return [str(path) for path in paths]
     return [name]

@@ -11,7 +11,6 @@ from typing import Any
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import FileResponse, JSONResponse
 from starlette.staticfiles import StaticFiles
 
@@ -70,14 +69,20 @@ def create_app(
         log_queries: Whether the log tells sentences.
 
     Raises:
-        ValueError: An empty token.
+        ValueError: A token that is empty, or that no header can carry.
     """
-    if token is not None and not token.strip():
+    if token is not None and not (token := token.strip()):
         raise ValueError("the token is empty: give one that nobody guesses")
+    if token and not all("!" <= letter <= "~" for letter in token):
+        raise ValueError("the token has spaces or letters beyond ASCII within, which no header carries: give another")
     limits = limits or Limits()
     engine = Engine(index, batch=limits.batch, waiting=limits.waiting)
     keys, metrics = Keys(token), Metrics()
     api = Api(engine, keys, limits, metrics, list(examples), log_queries)
+
+    def close() -> None:
+        engine.close()
+        api.pool.shutdown()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -85,8 +90,7 @@ def create_app(
         try:
             yield
         finally:
-            engine.close()
-            api.pool.shutdown()
+            close()
 
     app = FastAPI(
         title="avse",
@@ -94,18 +98,12 @@ def create_app(
         summary="Search pictures by sentences and pictures, and see why each was found.",
         docs_url=None,  # both pages are made of scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lifespan,
         separate_input_output_schemas=False,
     )
-    origins = frozenset(cors)
-    app.add_middleware(Gate, keys=keys, limits=limits, metrics=metrics, origins=origins, any_host=any_host)
-    if origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=sorted(origins),
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type"],
-        )
+    app.state.close = close  # again is harmless: for servers that were forced to end
+    app.add_middleware(Gate, keys=keys, limits=limits, metrics=metrics, origins=frozenset(cors), any_host=any_host)
     _add_errors(app, index)
     _add_routes(app, api)
     _document(app)
@@ -149,7 +147,7 @@ def _add_routes(app: FastAPI, api: Api) -> None:
     picture = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
     add("POST", "/api/search", api.search, wire.Found, 408, 413, 415, openapi_extra={"requestBody": _ask_body()})
     add("GET", "/api/similar/{id:path}", api.similar, wire.Found, 404)
-    add("GET", "/api/explain", api.explain, None, 404, 413, 415, 501)
+    add("GET", "/api/explain", api.explain, wire.Explained, 404, 501)
     add("GET", "/api/info", api.info, wire.Info)
     add("GET", "/api/images", api.entries, wire.Page)
     add(
@@ -175,15 +173,16 @@ def _add_routes(app: FastAPI, api: Api) -> None:
         responses={200: {"content": {"image/jpeg": {}}}, 304: {"description": "The browser has it."}},
     )
     add("GET", "/healthz", api.health, wire.Health)
-    add("GET", "/metrics", api.metrics, None, responses={200: {"content": {"text/plain": {}}}}, response_class=Response)
+    text = {"content": {"text/plain": {"example": "avse_index_entries 2921\n"}}}
+    add("GET", "/metrics", api.metrics, None, responses={200: text}, response_class=Response)
 
     async def page() -> Response:
         """Return the page."""
         if not (STATIC / "index.html").is_file():
             raise HTTPException(404, "this avse was installed without its page")
-        return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
+        return FileResponse(STATIC / "index.html")
 
-    app.add_api_route("/", page, include_in_schema=False)
+    app.add_api_route("/", page, methods=["GET", "HEAD"], include_in_schema=False)
     app.mount("/static", StaticFiles(directory=STATIC, check_dir=False))
 
 

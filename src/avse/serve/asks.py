@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import string
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import HTTPException, Request
@@ -17,21 +19,34 @@ from avse.serve.limits import Limits
 from avse.serve.wire import Ask
 
 _FIELD_BYTES = 16 << 10
-"""Of a form's field that is no file."""
+"""Of a form's field that is no file, and of what a JSON body has beside letters and digits."""
+_BASE64 = (string.ascii_letters + string.digits + "+/=").encode()
+_Asked = tuple[Ask, bytes | None]
 
 
-async def read_ask(request: Request, limits: Limits) -> tuple[Ask, bytes | None]:
+async def read_ask(
+    request: Request, limits: Limits, aside: Callable[[Callable[[], _Asked]], Awaitable[_Asked]]
+) -> _Asked:
     """Return what is asked, and the bytes of the picture it is asked with.
+
+    Args:
+        request: Its body is the question.
+        limits: Of what it says.
+        aside: Runs a function in another thread, for large bodies.
 
     Raises:
         HTTPException: 400 for a body that is no JSON or form, 415 for one that says it is something else, 422 for one
-            that says something unfit.
+            that says something unfit, 429 where too much is held.
     """
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind == "application/json":
-        ask = _checked(await request.body(), limits)
-        return ask, None if ask.image is None else _bytes(ask.image)
-    if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
+        raw = await request.body()
+        if len(raw) <= _FIELD_BYTES:
+            return _from_json(raw, limits)
+        ask, picture = await aside(lambda: _from_json(raw, limits))
+        request.state.hold(len(picture or b""))
+        return ask, picture
+    if kind == "multipart/form-data":
         return await _form(request, limits)
     raise HTTPException(415, "a question is application/json or multipart/form-data")
 
@@ -63,24 +78,31 @@ def unfit_picture(error: ImageError) -> HTTPException:
 def sentence_of(errors: Any) -> str:
     """Return the errors of pydantic or FastAPI as one sentence, without what was sent."""
     told = []
-    for error in errors:
+    for error in errors[:5]:
         place = ".".join(str(part) for part in error["loc"] if part not in ("body", "query", "path"))
         told.append(f"{place}: {error['msg']}" if place else str(error["msg"]))
-    return "; ".join(told[:5]).encode("utf-8", "backslashreplace").decode()[:500]
+    return "; ".join(told).encode("utf-8", "backslashreplace").decode()[:500]
+
+
+def _from_json(raw: bytes, limits: Limits) -> _Asked:
+    if len(raw.translate(None, _BASE64)) > _FIELD_BYTES:  # a picture's base64 is long, millions of keys are an attack
+        raise HTTPException(400, "this is no question: it is made of too many parts")
+    ask = _checked(raw, limits)
+    return ask, None if ask.image is None else _bytes(ask.image)
 
 
 def _checked(raw: bytes | dict[str, Any], limits: Limits) -> Ask:
     try:
         ask = Ask.model_validate_json(raw or b"null") if isinstance(raw, bytes) else Ask.model_validate(raw)
     except ValidationError as error:
-        broken = any(each["type"] == "json_invalid" for each in error.errors(include_input=False, include_url=False))
-        said = sentence_of(error.errors(include_input=False, include_url=False, include_context=False))
-        raise HTTPException(400 if broken else 422, said) from None
+        errors = error.errors(include_input=False, include_url=False, include_context=False)
+        broken = any(each["type"] == "json_invalid" for each in errors)
+        raise HTTPException(400 if broken else 422, sentence_of(errors)) from None
     check_words(ask.query, ask.where, ask.k, limits)
     return ask
 
 
-async def _form(request: Request, limits: Limits) -> tuple[Ask, bytes | None]:
+async def _form(request: Request, limits: Limits) -> _Asked:
     try:
         async with request.form(max_files=1, max_fields=8, max_part_size=_FIELD_BYTES) as form:
             values: dict[str, Any] = {}

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from avse.index import Hit, Index, Query
+from avse.index.asking import check_query
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ class _Task(NamedTuple):
     loop: asyncio.AbstractEventLoop
     waiter: asyncio.Future[Any]
     work: Query | Callable[[Index], Any]
+    changes: bool = False
 
 
 class Engine:
@@ -58,7 +60,7 @@ class Engine:
     @property
     def running(self) -> bool:
         """Whether it takes work."""
-        return self._open
+        return self._open and self._thread.is_alive()
 
     def start(self) -> None:
         """Begin to work."""
@@ -67,8 +69,8 @@ class Engine:
 
     def close(self) -> None:
         """Finish what was taken and stop; returns when the thread has ended."""
-        if self._open:
-            self._open = False
+        running, self._open = self.running, False
+        if running:
             self._queue.put(None)
             self._thread.join()
 
@@ -82,16 +84,21 @@ class Engine:
         hits: list[Hit] = await self._put(query)
         return hits
 
-    async def call(self, work: Callable[[Index], _T]) -> _T:
-        """Run a function of the index in its thread; errors as `search`, and the function's own."""
-        result: _T = await self._put(work)
+    async def call(self, work: Callable[[Index], _T], *, changes: bool = False) -> _T:
+        """Run a function of the index in its thread; errors as `search`, and the function's own.
+
+        Args:
+            work: The function.
+            changes: Whether the entries are to be counted after it.
+        """
+        result: _T = await self._put(work, changes)
         return result
 
-    async def _put(self, work: Query | Callable[[Index], Any]) -> Any:
+    async def _put(self, work: Query | Callable[[Index], Any], changes: bool = False) -> Any:
         if not self._open:
             raise ClosedError("the server is shutting down")
         loop = asyncio.get_running_loop()
-        task = _Task(loop, loop.create_future(), work)
+        task = _Task(loop, loop.create_future(), work, changes)
         try:
             self._queue.put_nowait(task)
         except queue.Full:
@@ -101,13 +108,15 @@ class Engine:
     def _run(self) -> None:
         while (task := self._queue.get()) is not None:
             tasks, ended = self._taken(task)
-            questions = [task for task in tasks if isinstance(task.work, Query) and not task.waiter.cancelled()]
-            for at in range(0, len(questions), self._batch):
-                self._answer(questions[at : at + self._batch])
-            for task in tasks:
-                if not isinstance(task.work, Query) and not task.waiter.cancelled():
-                    self._settle([(task, *_tried(task.work, self.index))])
-                    self.entries = len(self.index)
+            waited = [task for task in tasks if not task.waiter.cancelled()]
+            self._answer([task for task in waited if isinstance(task.work, Query) and self._is_sound(task, task.work)])
+            for task in waited:
+                if not isinstance(task.work, Query):
+                    result, error = _tried(task.work, self.index)
+                    if task.changes:
+                        entries, failed = _tried(len, self.index)
+                        self.entries = entries if failed is None else self.entries
+                    self._settle([(task, result, error)])
             if ended:
                 return
 
@@ -124,18 +133,28 @@ class Engine:
             tasks.append(task)
         return tasks, False
 
+    def _is_sound(self, task: _Task, query: Query) -> bool:
+        """Tell whether a question can be asked; if not, it is answered."""
+        _, error = _tried(lambda index: check_query(query, index.layout, index.location), self.index)
+        if error is not None:
+            self._settle([(task, None, error)])
+        return error is None
+
     def _answer(self, tasks: list[_Task]) -> None:
-        """Answer questions together; where one of them is bad, each alone, so that it fails alone."""
+        """Answer questions together; where one is bad, in halves, so that it fails alone. A broken index fails all."""
+        if not tasks:
+            return
         queries = [task.work for task in tasks if isinstance(task.work, Query)]
-        self.batches[len(tasks)] += 1
         answers, error = _tried(lambda index: index.search_many(queries), self.index)
         if error is None:
+            self.batches[len(tasks)] += 1
             self._settle([(task, hits, None) for task, hits in zip(tasks, answers)])
-        elif len(tasks) == 1:
-            self._settle([(tasks[0], None, error)])
+        elif len(tasks) == 1 or isinstance(error, OSError):
+            self._settle([(task, None, error) for task in tasks])
         else:
-            for task in tasks:
-                self._answer([task])
+            half = len(tasks) // 2
+            self._answer(tasks[:half])
+            self._answer(tasks[half:])
 
     def _settle(self, done: list[tuple[_Task, Any, Exception | None]]) -> None:
         loops: dict[asyncio.AbstractEventLoop, list[tuple[_Task, Any, Exception | None]]] = {}
@@ -151,8 +170,10 @@ class Engine:
 def _tried(work: Callable[[Index], Any], index: Index) -> tuple[Any, Exception | None]:
     try:
         return work(index), None
-    except Exception as error:  # whoever asked gets it
-        return None, error
+    except BaseException as error:  # whoever asked gets it, in a form that a future takes and no loop ends by
+        if isinstance(error, Exception) and not isinstance(error, StopIteration):
+            return None, error
+        return None, RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def _wake(items: list[tuple[_Task, Any, Exception | None]]) -> None:

@@ -9,13 +9,13 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Mapping
-from http.cookies import CookieError, SimpleCookie
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import HTTPException
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
+from starlette.requests import cookie_parser
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from avse.serve.limits import Limits
@@ -28,7 +28,18 @@ POLICY = (
     "frame-ancestors 'none'"
 )
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-_GUARDED = ("/api/", "/thumbnails/", "/metrics")
+_SESSION = "/api/session"
+_OPEN = frozenset({"/", "/healthz", "/openapi.json", _SESSION})
+_LARGE = frozenset({"/api/search", "/api/images"})
+_SMALL_BYTES = 4 << 10  # of a body to all other paths
+_PREFLIGHT = Response(
+    status_code=204,
+    headers={
+        "access-control-allow-methods": "GET, POST, DELETE",
+        "access-control-allow-headers": "Authorization, Content-Type",
+        "access-control-max-age": "600",
+    },
+)
 _COUNTED = ("/api/", "/thumbnails/")
 _requests = logging.getLogger("avse.serve.requests")
 _log = logging.getLogger(__name__)
@@ -56,17 +67,8 @@ class Keys:
         kind, _, given = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer" and self.fits(given.strip()):
             return True
-        cookie: SimpleCookie = SimpleCookie()
-        try:
-            cookie.load(headers.get("cookie", ""))
-        except CookieError:
-            return False
-        found = cookie.get(COOKIE)
-        return (
-            self.wanted
-            and found is not None
-            and hmac.compare_digest(found.value.encode("utf-8", "replace"), self.session.encode())
-        )
+        cookie = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
+        return self.wanted and hmac.compare_digest(cookie.encode("utf-8", "replace"), self.session.encode())
 
 
 class Gate:
@@ -93,14 +95,16 @@ class Gate:
             any_host: Whether the Host header may name anything but this machine's loopback.
         """
         self._app, self._keys, self._limits, self._metrics = app, keys, limits, metrics
-        self._origins, self._any_host, self._active = origins, any_host, 0
+        self._origins, self._any_host, self._active, self._held = origins, any_host, 0, 0
         self._headers = {
             "content-security-policy": POLICY,
             "x-content-type-options": "nosniff",
             "x-frame-options": "DENY",
             "referrer-policy": "no-referrer",
-            "cross-origin-resource-policy": "cross-origin" if origins else "same-origin",
+            "cross-origin-resource-policy": "same-origin",
             "cross-origin-opener-policy": "same-origin",
+            "cache-control": "private, no-cache",  # kept, but asked for again: static files and thumbnails have an ETag
+            **({"vary": "Origin"} if origins else {}),
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -110,38 +114,55 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        passage = _Passage(scope, receive, send, self._headers, self._limits)
-        counted = scope["path"].startswith(_COUNTED)
+        path, headers = _path(scope), Headers(scope=scope)
+        own, origin = self._headers, headers.get("origin")
+        if allowed := origin in self._origins:
+            own = {**own, "access-control-allow-origin": str(origin)}
+        preflight = allowed and scope["method"] == "OPTIONS" and "access-control-request-method" in headers
+        most = self._limits.upload_bytes if path in _LARGE else min(_SMALL_BYTES, self._limits.upload_bytes)
+        passage = _Passage(scope, receive, send, own, self._limits, most, self._hold)
+        counted = path.startswith(_COUNTED)
         self._active += counted
         try:
-            await passage.run(self._app, self._refusal(scope))
+            refusal = self._refusal(scope["method"], path, headers, most, preflight)
+            await passage.run(_PREFLIGHT if preflight else self._app, refusal)
         finally:
             self._active -= counted
+            self._held -= passage.held
             seconds = time.perf_counter() - passage.began
             self._metrics.observe(scope["method"] if passage.known else "OTHER", passage.route, passage.status, seconds)
             passage.tell(seconds)
 
-    def _refusal(self, scope: Scope) -> HTTPException | None:
-        headers, path = Headers(scope=scope), scope["path"]
+    def _hold(self, size: int) -> None:
+        self._held += size
+        if self._held > self._limits.held_bytes:
+            raise busy("too many bodies and pictures at once")
+
+    def _refusal(self, method: str, path: str, headers: Headers, most: int, preflight: bool) -> HTTPException | None:
         if not self._any_host and _host(headers.get("host", "")) not in LOOPBACK:
             return HTTPException(400, "the Host header names another machine than this one")
-        origin = headers.get("origin")
-        if scope["method"] not in _SAFE and origin is not None and origin not in self._origins:
-            if origin.partition("://")[2] != headers.get("host"):
-                return HTTPException(403, "a page of another origin may not ask (--cors ORIGIN allows one)")
-        if self._keys.wanted and needs_token(path) and not self._keys.opens(headers):
+        guarded = needs_token(path)
+        if (guarded or method not in _SAFE) and self._is_foreign(headers):
+            return HTTPException(403, "a page of another origin may not ask (--cors ORIGIN allows one)")
+        if self._keys.wanted and guarded and not preflight and not self._keys.opens(headers):
             return HTTPException(401, "the server's token is wanted", {"WWW-Authenticate": "Bearer"})
         if self._active > self._limits.in_flight:
             return busy("too many requests at once")
         length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > self._limits.upload_bytes:
-            return too_large(self._limits)
+        if not length.isdecimal() or int(length) > most:
+            return too_large(most)
         return None
+
+    def _is_foreign(self, headers: Headers) -> bool:
+        """Tell whether the page of another origin asks that is not allowed to."""
+        if (origin := headers.get("origin")) is None:
+            return headers.get("sec-fetch-site") in ("cross-site", "same-site")  # same-site: another port, say
+        return origin not in self._origins and origin.partition("://")[2] != headers.get("host")
 
 
 def needs_token(path: str) -> bool:
-    """Tell whether a path is only for those who bring the token, where there is one."""
-    return path.startswith(_GUARDED) and path != "/api/session"
+    """Tell whether a path is only for those who bring the token, where there is one: all are but a few."""
+    return path not in _OPEN and not path.startswith("/static/")
 
 
 def busy(why: str) -> HTTPException:
@@ -149,35 +170,43 @@ def busy(why: str) -> HTTPException:
     return HTTPException(429, f"{why}: try again in a second", {"Retry-After": "1"})
 
 
-def too_large(limits: Limits) -> HTTPException:
+def too_large(most: int) -> HTTPException:
     """Return the answer to a body beyond its limit."""
-    return HTTPException(413, f"the request's body is larger than {limits.upload_bytes:,} bytes")
+    return HTTPException(413, f"the request's body is larger than {most:,} bytes")
 
 
 class _Passage:
     """One request on its way through: counts what comes and goes, and ends it in time."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, headers: Mapping[str, str], limits: Limits) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        headers: Mapping[str, str],
+        limits: Limits,
+        most: int,
+        hold: Callable[[int], None],
+    ) -> None:
         self.began = time.perf_counter()
-        self.id, self.status, self.sent = secrets.token_hex(6), 499, 0
+        self.id, self.status, self.sent, self.held = secrets.token_hex(6), 499, 0, 0
+        self._most, self._hold, self._static = most, hold, _path(scope).startswith("/static/")
         self._scope, self._receive, self._send, self._limits = scope, receive, send, limits
         own = {**headers, "x-request-id": self.id}
         self._headers = [(name.encode(), value.encode()) for name, value in own.items()]
         self._received, self._whole, self._started, self._late = 0, False, False, False
-        scope.setdefault("state", {})["told"] = {}
+        scope.setdefault("state", {}).update(told={}, hold=self.hold)
 
     @property
     def route(self) -> str:
         """The template of the route, the same for all ids."""
         route = getattr(self._scope.get("route"), "path", None)
-        if route is None and self._scope["path"].startswith("/static/"):
-            return "/static"
-        return str(route or "none")
+        return str(route or ("/static" if self._static else "none"))
 
     @property
     def known(self) -> bool:
         """Whether the method is one of HTTP's."""
-        return self._scope["method"] in (*_SAFE, "POST", "DELETE", "PUT", "PATCH", "HEAD")
+        return self._scope["method"] in (*_SAFE, "POST", "DELETE", "PUT", "PATCH")
 
     async def run(self, app: ASGIApp, refusal: HTTPException | None) -> None:
         """Answer."""
@@ -214,13 +243,24 @@ class _Passage:
         answer = JSONResponse({"detail": error.detail}, error.status_code, error.headers)
         await answer(self._scope, self._receive, self.send)
 
+    def hold(self, size: int) -> None:
+        """Count bytes that the request keeps in memory until its end.
+
+        Raises:
+            HTTPException: 429, all requests together hold too much.
+        """
+        self.held += size
+        self._hold(size)
+
     async def receive(self) -> Message:
         """Take a part of the body, and count it."""
         message = await self._receive()
-        self._received += len(message.get("body", b""))
+        size = len(message.get("body", b""))
+        self._received += size
         self._whole = self._whole or not message.get("more_body", False)
-        if self._received > self._limits.upload_bytes:
-            raise too_large(self._limits)
+        if self._received > self._most:
+            raise too_large(self._most)
+        self.hold(size)
         return message
 
     async def send(self, message: Message) -> None:
@@ -244,6 +284,12 @@ class _Passage:
             **self._scope["state"].get("told", {}),
         }
         _requests.info(json.dumps(said, ensure_ascii=True))
+
+
+def _path(scope: Scope) -> str:
+    """Return the path that the routes see, below the root of a proxy or of an application around this one."""
+    path, root = str(scope["path"]), scope.get("root_path", "")
+    return path[len(root) :] if path.startswith(f"{root}/") else path
 
 
 def _host(header: str) -> str:

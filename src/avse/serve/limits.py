@@ -19,6 +19,7 @@ class Limits:
         in_flight: Requests to the API and for thumbnails at one time (429 with Retry-After).
         waiting: Questions in the queue of the one thread that answers (429 with Retry-After).
         batch: Questions answered together; 1: each alone.
+        held_bytes: Of bodies and of decoded pictures, of all requests together (429 with Retry-After).
         connections: Open at one time (503).
         header_bytes: Of a request's head (400).
         idle_seconds: For a request's head to arrive, and between two requests of a connection (closed).
@@ -35,6 +36,7 @@ class Limits:
     in_flight: int = 256
     waiting: int = 256
     batch: int = 32
+    held_bytes: int = 512 << 20
     connections: int = 512
     header_bytes: int = 16 << 10
     idle_seconds: float = 15.0

@@ -12,30 +12,33 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import HTTPException, Query, Request, Response
+from fastapi import Path as InPath
 from PIL import Image
 from starlette.responses import JSONResponse, PlainTextResponse
 
 from avse import __version__
-from avse.images import ImageError, read_image
+from avse.images import ImageError, read_image, shrink
 from avse.index import Hit, Index
 from avse.index import Query as Question
 from avse.index.asking import judge
 from avse.index.contract import Payload
-from avse.index.pictures import UPLOADED
-from avse.index.uploads import LONGEST_PATH, Uploads, check_path, receive
+from avse.index.pictures import is_upload
+from avse.index.uploads import LONGEST_PATH, Uploads, check_path
 from avse.serve.asks import check_words, read_ask, unfit_picture
 from avse.serve.engine import Engine
 from avse.serve.facets import find_facets
 from avse.serve.gate import COOKIE, Keys
 from avse.serve.limits import Limits
 from avse.serve.metrics import Metrics
-from avse.serve.thumbnails import Thumbnails, file_within
-from avse.serve.wire import Session, hit_out
+from avse.serve.thumbnails import Thumbnail, Thumbnails, file_within
+from avse.serve.wire import Session
 
 _T = TypeVar("_T")
 _DECODERS = 2
+_FACETS_SECONDS = 10.0
 _SHA256 = re.compile("[0-9a-f]{64}")
-Id = Annotated[str, Query(max_length=4 * LONGEST_PATH)]
+Id = Annotated[str, Query(max_length=4 * LONGEST_PATH, examples=["2019/sea.jpg"])]
+InId = Annotated[str, InPath(examples=["2019/sea.jpg"])]
 
 
 class Api:
@@ -50,20 +53,21 @@ class Api:
         self._index = engine.index
         self._thumbnails = Thumbnails(limits.thumbnail_bytes, limits.pixels)
         self._uploads = Uploads(engine.index)
-        self._facets: list[dict[str, Any]] | None = None
+        self._facets: asyncio.Future[list[dict[str, Any]]] | None = None
+        self._facets_changed, self._facets_due = False, 0.0
         self.pool = ThreadPoolExecutor(_DECODERS, "avse-decode")
 
     async def search(self, request: Request) -> Response:
         """Find pictures by a sentence, a picture or both (sentences, in an index of texts, by a picture)."""
         began = time.perf_counter()
-        ask, data = await read_ask(request, self._limits)
+        ask, data = await read_ask(request, self._limits, self._aside)
         if ask.query is not None and self._index.side == "texts":
             raise HTTPException(422, "this is an index of texts, which answers pictures: give an image")
         if ask.query is None and data is None:
             raise HTTPException(422, "nothing to search for: give a query, an image or both")
         if ask.approximate and self._index.store == "memory":
             raise HTTPException(422, "the index is in the memory store, which is exact: leave approximate out")
-        picture = None if data is None else await self._decoded(data)
+        picture = None if data is None else await self._decoded(request, data)
         if self._log_queries and ask.query is not None:
             request.state.told["query"] = ask.query
         question = Question(ask.query, picture, None, ask.where, ask.k, ask.approximate)
@@ -71,32 +75,36 @@ class Api:
         upper = float(self._index.layout.num_text_blocks) if picture is None or self._index.side == "texts" else 1.0
         return await self._found(hits, upper, ask.where, began)
 
-    async def similar(self, request: Request, id: str, where: str | None = None, k: int = 10) -> Response:
+    async def similar(self, request: Request, id: InId, where: str | None = None, k: int = 10) -> Response:
         """Find the entries most like one of them: S_II of the stored blocks, itself left out."""
         began = time.perf_counter()
         check_words(None, where, k, self._limits)
 
         def work(index: Index) -> list[Hit] | None:
-            return index.similar(id, k=k, where=where) if index.known([id]) else None
+            try:
+                return index.similar(id, k=k, where=where)
+            except ValueError:
+                if index.known([id]):
+                    raise
+                return None
 
         hits = await self._engine.call(work)
         if hits is None:
             raise _unknown()
         return await self._found(hits, 1.0, where, began)
 
-    async def explain(self, id: Id, query: str) -> Response:
+    async def explain(self, request: Request, id: Id, query: str) -> Response:
         """Say which part of a picture answered which part of a sentence, and where the picture was hot."""
         check_words(query, None, 1, self._limits)
         if self._index.side == "texts":
             raise HTTPException(422, "this is an index of texts: only pictures are explained")
-        picture = await self._decoded(await self._file(await self._entry(id)))
+        picture = await self._decoded(request, await self._file(await self._entry(id)))
         said = await self._engine.call(lambda index: _explained(index, picture, query))
         return JSONResponse({"id": id, **said})
 
     async def info(self) -> Response:
         """Say what the index is, what may be asked of it, and which fields filters have."""
-        if self._facets is None:
-            self._facets = await self._engine.call(lambda index: find_facets(index.entries()))
+        fields = await self._fields()
         index, limits = self._index, self._limits
         p, q, c = index.layout.num_image_blocks, index.layout.num_text_blocks, index.layout.block_width
         return JSONResponse(
@@ -115,7 +123,7 @@ class Api:
                     "upload_bytes": limits.upload_bytes,
                     "pixels": limits.pixels,
                 },
-                "fields": self._facets,
+                "fields": fields,
             }
         )
 
@@ -126,23 +134,30 @@ class Api:
         page, following = await self._engine.call(lambda _: self._uploads.page(after, limit))
         return JSONResponse({"entries": [{"id": name, "payload": said} for name, said in page], "next": following})
 
-    async def entry(self, id: str) -> Response:
+    async def entry(self, id: InId) -> Response:
         """Return one entry."""
         payload = await self._entry(id)
         there = await self._aside(lambda: self._real_file(payload)) is not None
         return JSONResponse({"id": id, "payload": payload, "picture": there})
 
-    async def thumbnail(self, request: Request, id: str, size: Literal["320", "1280"] = "320") -> Response:
+    async def thumbnail(self, request: Request, id: InId, size: Literal["320", "1280"] = "320") -> Response:
         """Return an entry's picture, made anew as a JPEG with a longer side of so many pixels at most."""
-        file = await self._file(await self._entry(id))
+        payload = await self._entry(id)
+
+        def work() -> Thumbnail | None:
+            file = self._real_file(payload)
+            known = request.headers.get("if-none-match", "")
+            return None if file is None else self._thumbnails.find(file, int(size), known)
+
         try:
-            tag = f'"{await self._aside(lambda: self._thumbnails.tag(file, int(size)))}"'
-            headers = {"ETag": tag, "Cache-Control": "private, max-age=3600"}
-            if tag in request.headers.get("if-none-match", ""):
-                return Response(status_code=304, headers=headers)
-            made = await self._aside(lambda: self._thumbnails.make(file, int(size)))
+            made = await self._aside(work)
         except (OSError, ImageError):
-            raise HTTPException(404, "the picture is gone or cannot be read") from None
+            made = None
+        if made is None:
+            raise HTTPException(404, "the picture is gone or cannot be read")
+        headers = {"ETag": f'"{made.tag}"'}
+        if made.data is None:
+            return Response(status_code=304, headers=headers)
         return Response(made.data, media_type="image/jpeg", headers=headers)
 
     async def add(self, request: Request, path: str, sha256: str, modified: str) -> Response:
@@ -157,20 +172,21 @@ class Api:
         data = await request.body()
         if await self._aside(lambda: hashlib.sha256(data).hexdigest()) != sha256:
             raise HTTPException(422, "the body is not what sha256 says: it was cut or changed on its way")
-        new = not await self._engine.call(lambda _: self._uploads.gain(path, sha256))
+        new = not await self._engine.call(lambda _: self._uploads.gain(path, sha256), changes=True)
         if new:
-            picture = await self._decoded(data)
-            payload = await self._aside(lambda: receive(self._index.path, path, data, modified))
-            new = await self._engine.call(lambda _: self._uploads.enter(path, picture, payload))
-        self._facets = None
+            picture = await self._decoded(request, data)
+            new = await self._engine.call(
+                lambda _: self._uploads.enter(path, picture, data, sha256, modified), changes=True
+            )
+        self._facets_changed = True
         return JSONResponse({"id": path}, 201 if new else 200)
 
-    async def delete(self, id: str) -> Response:
+    async def delete(self, id: InId) -> Response:
         """Take a path from its entry, which goes with its last one. A file of the index's own folder stays there."""
         self._check_change()
-        if not await self._engine.call(lambda _: self._uploads.remove(id)):
+        if not await self._engine.call(lambda _: self._uploads.remove(id), changes=True):
             raise _unknown()
-        self._facets = None
+        self._facets_changed = True
         return Response(status_code=204)
 
     async def session(self, session: Session) -> Response:
@@ -203,7 +219,7 @@ class Api:
         judged = [hit.weak for hit in hits if hit.weak is not None]
         return JSONResponse(
             {
-                "hits": [hit_out(hit) for hit in hits],
+                "hits": [hit._asdict() for hit in hits],
                 "weak": all(judged) if judged else None,
                 "gallery": self._engine.entries,
                 "upper": upper,
@@ -226,17 +242,34 @@ class Api:
 
     def _real_file(self, payload: Payload) -> Path | None:
         file = self._index.picture(Hit("", 0.0, payload))
-        return file_within(file, self._index.path if payload.get(UPLOADED) else self._index.source)
+        return file_within(file, self._index.path if is_upload(payload) else self._index.source)
 
-    async def _decoded(self, data: bytes | Path) -> Image.Image:
-        """Decode a picture aside, as small as the encoder needs it."""
+    async def _fields(self) -> list[dict[str, Any]]:
+        """Return the facets, read once for all who ask; after changes again, but not all the time."""
+        now, known = time.monotonic(), self._facets
+        failed = known is not None and known.done() and (known.cancelled() or known.exception() is not None)
+        if known is None or failed or (known.done() and self._facets_changed and now >= self._facets_due):
+            work = self._engine.call(lambda index: find_facets(index.entries()), changes=True)
+            self._facets = known = asyncio.ensure_future(work)
+            self._facets_changed, self._facets_due = False, now + _FACETS_SECONDS
+        return await asyncio.shield(known)
+
+    async def _decoded(self, request: Request, data: bytes | Path) -> Image.Image:
+        """Decode a picture aside and make it as small as the encoder sees it, which sees the same then."""
         spec = getattr(self._index.encoder, "pixels", None)
+
+        def work() -> Image.Image:
+            picture = read_image(data, max_pixels=self._limits.pixels, draft=spec.draft if spec else None)
+            return shrink(picture, spec) if spec else picture
+
         try:
-            return await self._aside(
-                lambda: read_image(data, max_pixels=self._limits.pixels, draft=spec.draft if spec else None)
-            )
+            picture = await self._aside(work)
         except ImageError as error:
+            if isinstance(data, Path):
+                raise HTTPException(404, f"the picture of this entry cannot be read: {error.reason}") from None
             raise unfit_picture(error) from None
+        request.state.hold(4 * picture.width * picture.height)
+        return picture
 
     async def _aside(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self.pool, work)

@@ -20,10 +20,10 @@ QUALITY = 85
 
 
 class Thumbnail(NamedTuple):
-    """A JPEG and the tag of its content."""
+    """A JPEG, None for those who have it, and the tag of its content."""
 
     tag: str
-    data: bytes
+    data: bytes | None
 
 
 class Thumbnails:
@@ -39,40 +39,53 @@ class Thumbnails:
         self._most, self._max_pixels, self._bytes = most_bytes, max_pixels, 0
         self._kept: OrderedDict[str, bytes] = OrderedDict()
         self._lock = threading.Lock()
+        self._turns: dict[str, threading.Lock] = {}  # of those that are being made
 
-    def tag(self, file: Path, size: int) -> str:
-        """Return what tells this file's thumbnail from another one, by its name, size and time.
+    def find(self, file: Path, size: int, known: str = "") -> Thumbnail:
+        """Return the thumbnail, made now if it is not kept, by one thread for all that ask.
 
-        Raises:
-            OSError: It is gone.
-        """
-        facts = file.stat()
-        said = f"{os.fspath(file)}\0{facts.st_size}\0{facts.st_mtime_ns}\0{size}\0{QUALITY}"
-        return hashlib.sha256(said.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-
-    def make(self, file: Path, size: int) -> Thumbnail:
-        """Return the thumbnail, made now if it is not kept.
+        Args:
+            file: The picture.
+            size: Of the longer side in pixels.
+            known: The tags of what the client has.
 
         Raises:
             OSError, ImageError: The file is gone or no picture.
         """
-        tag = self.tag(file, size)
+        tag = _tag(file, size)
+        if tag in known:
+            return Thumbnail(tag, None)
         with self._lock:
-            if tag in self._kept:
-                self._kept.move_to_end(tag)
-                return Thumbnail(tag, self._kept[tag])
+            turn = self._turns.setdefault(tag, threading.Lock())
+        with turn:
+            with self._lock:
+                if (data := self._kept.get(tag)) is not None:
+                    self._kept.move_to_end(tag)
+            try:
+                return Thumbnail(tag, data or self._make(tag, file, size))
+            finally:
+                with self._lock:
+                    self._turns.pop(tag, None)
+
+    def _make(self, tag: str, file: Path, size: int) -> bytes:
         picture = read_image(file, max_pixels=self._max_pixels, draft=(size, size))
         picture.thumbnail((size, size), Image.Resampling.LANCZOS)
         stream = io.BytesIO()
         Image.frombytes("RGB", picture.size, picture.tobytes()).save(stream, "JPEG", quality=QUALITY)  # pixels alone
         data = stream.getvalue()
         with self._lock:
-            if tag not in self._kept:
-                self._kept[tag] = data
-                self._bytes += len(data)
+            self._bytes += len(data) - len(self._kept.get(tag, b""))
+            self._kept[tag] = data
             while self._bytes > self._most and len(self._kept) > 1:
                 self._bytes -= len(self._kept.popitem(last=False)[1])
-        return Thumbnail(tag, data)
+        return data
+
+
+def _tag(file: Path, size: int) -> str:
+    """Return what tells this file's thumbnail from another one, by its name, size and time."""
+    facts = file.stat()
+    said = f"{os.fspath(file)}\0{facts.st_size}\0{facts.st_mtime_ns}\0{size}\0{QUALITY}"
+    return hashlib.sha256(said.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def file_within(file: Path | None, folder: Path | None) -> Path | None:

@@ -6,8 +6,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from avse.index import Hit
-
 PAYLOAD: dict[str, Any] = {"path": "2019/sea.jpg", "name": "sea.jpg", "folder": "2019", "width": 4000, "height": 3000}
 HIT: dict[str, Any] = {"id": "2019/sea.jpg", "score": 2.31, "confidence": 0.93, "weak": False, "payload": PAYLOAD}
 
@@ -47,6 +45,14 @@ class HitOut(BaseModel):
 class Found(BaseModel):
     """Answers, best first."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"hits": [HIT], "weak": False, "gallery": 2921, "upper": 4.0, "took_ms": 8.4, "notes": []},
+            ]
+        }
+    )
+
     hits: list[HitOut]
     weak: bool | None = Field(description="True: no hit is better than weak, so nothing fits; null: not calibrated.")
     gallery: int = Field(description="Entries of the index.")
@@ -77,6 +83,72 @@ class Page(BaseModel):
     next: str | None
 
 
+class MatchOut(BaseModel):
+    """A block of the sentence, the block of the picture that answered it best, and A_ij."""
+
+    text_block: int
+    image_block: int
+    view: int
+    score: float
+    share: float = Field(description="Of the score.")
+
+
+class WordOut(BaseModel):
+    """A word, where it stands in the sentence, and what it supplied."""
+
+    word: str
+    start: int
+    end: int
+    score: float
+    share: float = Field(description="Of the score.")
+
+
+class Explained(BaseModel):
+    """Why a picture and a sentence score as they do; docs/explain.md says what each part means."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": HIT["id"],
+                    "text": "a boat",
+                    "score": 0.5,
+                    "upper": 1,
+                    "method": "exact",
+                    "matches": [{"text_block": 0, "image_block": 1, "view": 1, "score": 0.5, "share": 1.0}],
+                    "words": [{"word": "boat", "start": 2, "end": 6, "score": 0.3, "share": 0.6}],
+                    "grid": [1, 2],
+                    "heat": [[0.1, 0.3]],
+                    "heats": [[[0.1, 0.3]]],
+                    "beyond": 0.1,
+                    "beside": 0.2,
+                    "frame": [0.0, 0.0, 1.0, 1.0],
+                    "boxes": None,
+                    "confidence": 0.93,
+                    "weak": False,
+                }
+            ]
+        }
+    )
+
+    id: str
+    text: str
+    score: float
+    upper: int
+    method: str = Field(description="exact or gradient")
+    matches: list[MatchOut]
+    words: list[WordOut]
+    grid: list[int] = Field(description="Rows and columns of cells.")
+    heat: list[list[float]] = Field(description="What each cell supplied to the score.")
+    heats: list[list[list[float]]] = Field(description="The same for each block of the sentence.")
+    beyond: float = Field(description="What no cell supplied.")
+    beside: float = Field(description="What no word supplied.")
+    frame: list[float] = Field(description="What the encoder sees: x0, y0, x1, y1 as shares of the picture's sides.")
+    boxes: list[list[float]] | None = Field(description="Of regions, in place of a grid.")
+    confidence: float | None
+    weak: bool | None
+
+
 class Added(BaseModel):
     """Where a picture is now."""
 
@@ -104,10 +176,10 @@ class Facet(BaseModel):
 class Info(BaseModel):
     """What the index is, and what may be asked of it."""
 
-    entries: int
-    side: str
+    entries: int = Field(examples=[2921])
+    side: str = Field(examples=["images"])
     version: str
-    blocks: dict[str, int]
+    blocks: dict[str, int] = Field(examples=[{"P": 2, "Q": 1, "C": 512}])
     calibrated: bool
     approximate: bool
     examples: list[str]
@@ -120,15 +192,10 @@ class Health(BaseModel):
     """Whether it answers."""
 
     status: str = Field(examples=["ok"])
-    entries: int
+    entries: int = Field(examples=[2921])
 
 
 class Session(BaseModel):
     """What a browser gives once, to go on with a cookie."""
 
-    token: str = Field(examples=["correct horse battery staple"])
-
-
-def hit_out(hit: Hit) -> dict[str, Any]:
-    """Return a hit as JSON says it."""
-    return hit._asdict()
+    token: str = Field(examples=["correct-horse-battery-staple"])

@@ -18,17 +18,30 @@ function paint() {
   if (shown()) draw(canvas, reason, part < 0 ? reason.heat : reason.heats[part], find("heat-strength").value / 100);
 }
 
-/** The sentence, each word shaded by its share; spans count characters, not the UTF-16 units of strings here. */
+/** How large the largest of some parts of the score is, up or down. */
+const largest = (parts) => Math.max(...parts.map(({ score }) => Math.abs(score)), 1e-9);
+
+/** Whether percent of the score say something: it is above 0, and no part is more than twice as large. */
+const inShares = ({ score, matches, words }) => score > 0 && largest([...matches, ...words]) <= 2 * score;
+
+const told = (part) => inShares(reason) ? percent(part / reason.score) : `${part < 0 ? "" : "+"}${part.toFixed(3)}`;
+
+/** Shade by a part's size among its kind: warm what raised the score, cool what lowered it. */
+function shade(element, score, top) {
+  element.classList.toggle("lowers", score < 0);
+  element.style.setProperty("--share", `${Math.round((100 * Math.abs(score)) / top)}%`);
+}
+
+/** The sentence, each word shaded by its part; spans count characters, not the UTF-16 units of strings here. */
 function sentence({ text, words }) {
   const letters = Array.from(text);
-  const top = Math.max(...words.map(({ share }) => share), 1e-9);
   const pieces = [];
   let at = 0;
-  for (const { start, end, share } of words) {
-    const said = make("span", { class: "unseen" }, ` (${percent(share)})`);
-    const attributes = { class: "word", title: `${percent(share)} of the score` };
+  for (const { start, end, score } of words) {
+    const said = make("span", { class: "unseen" }, ` (${told(score)})`);
+    const attributes = { class: "word", title: `${told(score)} of the score` };
     const word = make("span", attributes, letters.slice(start, end).join(""), said);
-    word.style.setProperty("--share", `${Math.round(Math.max(share / top, 0) * 100)}%`);
+    shade(word, score, largest(words));
     pieces.push(letters.slice(at, start).join(""), word);
     at = end;
   }
@@ -55,17 +68,16 @@ function explainParts() {
   find("parts").replaceChildren(make("legend", { class: "unseen" }, "Heat of"), option(-1, "All"),
     ...reason.matches.map((match) => option(match.text_block, `Part ${match.text_block + 1}`)));
   find("matches").tBodies[0].replaceChildren(...reason.matches.map((match) => {
-    const bar = make("span", { class: "share" }, percent(match.share));
-    bar.style.setProperty("--share", `${Math.min(Math.max(match.share * 100, 0), 100)}%`);
+    const bar = make("span", { class: "share" }, inShares(reason) ? told(match.score) : "\u00a0");
+    shade(bar, match.score, largest(reason.matches));
     const cells = [`View ${match.view + 1}, block ${match.image_block + 1}`, match.score.toFixed(3), bar];
     return make("tr", { "data-part": match.text_block }, make("th", { scope: "row" }, match.text_block + 1),
       ...cells.map((cell) => make("td", {}, cell)));
   }));
-  const elsewhere = reason.score > 0 ? reason.beyond / reason.score : 0;
   find("beyond").textContent = [
     count > 1 ? `The parts add up to ${reason.score.toFixed(3)} of at most ${reason.upper}.` : "",
-    Math.abs(elsewhere) < 0.01 ? "" :
-      `${percent(elsewhere)} of the score belongs to no place; the map shows what spoke for the picture in the rest.`,
+    Math.abs(reason.beyond) < 0.01 * Math.abs(reason.score) ? "" :
+      `${told(reason.beyond)} of the score belongs to no place; the map shows what spoke for the picture in the rest.`,
     reason.method === "gradient" ? "For this kind of model the heat is an estimate." : "",
   ].join(" ");
 }
