@@ -251,14 +251,6 @@ def test_pages_of_a_server_show_what_others_wrote(local_server, encoder, unit):
         Uploads(index).page("", 3)
 
 
-def test_only_a_server_has_an_order_of_its_own(tmp_path, encoder):
-    with (
-        Index.create(tmp_path / "i.avse", encoder, store="memory") as index,
-        pytest.raises(ValueError, match="no order of its own"),
-    ):
-        index.entries("a")
-
-
 def test_verify_names_a_damaged_upload(index):
     sender = Sender(index)
     for number in range(2):

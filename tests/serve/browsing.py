@@ -66,14 +66,14 @@ def chromium() -> Iterator[Any]:
 
 
 class Judge:
-    """Stands for a calibration: a hit is weak where its score lies below `limit`, which a test may set."""
+    """Stands for a calibration: a hit is weak where its score lies below `limit`; a test may set both."""
 
-    limit = -1e9
+    limit, sure = -1e9, 0.65
 
     def judge(self, scores: Any, gallery: int, direction: str = "t2i") -> tuple[np.ndarray, np.ndarray]:
         """Return confidence and weak, both as many as the scores."""
         scores = np.asarray(scores, float)
-        return np.full(scores.shape, 0.65), scores < self.limit
+        return np.full(scores.shape, self.sure), scores < self.limit
 
 
 def make_pictures(root: Path) -> None:

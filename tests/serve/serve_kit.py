@@ -24,6 +24,8 @@ _spec.loader.exec_module(_module)
 ColourEncoder, naive_score = _module.ColourEncoder, _module.naive_score
 
 TOKEN = "correct-horse"
+WHEN = "2019-06-08T13:20:00.000001+00:00"
+AUTH = f"Host: 127.0.0.1\r\nAuthorization: Bearer {TOKEN}\r\n".encode()
 
 
 class Running(NamedTuple):
@@ -92,3 +94,14 @@ def paint(path: Path, number: int, size: tuple[int, int] = (40, 60)) -> bytes:
     pixels = np.random.default_rng(number).integers(0, 256, (2, 2, 3), np.uint8)
     Image.fromarray(pixels).resize(size[::-1], Image.Resampling.NEAREST).save(path)
     return path.read_bytes()
+
+
+def head(method: str, target: bytes, *more: bytes) -> bytes:
+    """Return the head of a request with the token."""
+    lines = b"".join(line + b"\r\n" for line in more)
+    return method.encode() + b" " + target + b" HTTP/1.1\r\n" + AUTH + b"Connection: close\r\n" + lines + b"\r\n"
+
+
+def status(answer: bytes) -> int:
+    """Return the status of an answer, 0 where there is none."""
+    return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.1") else 0

@@ -13,21 +13,10 @@ from urllib.parse import quote
 
 import pytest
 from PIL import Image
-from serve_kit import TOKEN, paint, read_all, running
+from serve_kit import TOKEN, WHEN, head, paint, read_all, running, status
+from starlette.testclient import TestClient
 
-from avse.serve import Limits
-
-WHEN = "2019-06-08T13:20:00.000001+00:00"
-AUTH = f"Host: 127.0.0.1\r\nAuthorization: Bearer {TOKEN}\r\n".encode()
-
-
-def head(method, target, *more):
-    lines = b"".join(line + b"\r\n" for line in more)
-    return method.encode() + b" " + target + b" HTTP/1.1\r\n" + AUTH + b"Connection: close\r\n" + lines + b"\r\n"
-
-
-def status(answer):
-    return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.1") else 0
+from avse.serve import Limits, create_app
 
 
 def upload(server, data, path="x.png", **said):
@@ -93,29 +82,6 @@ def test_a_link_out_of_the_folder_is_not_followed(server, clean, photos, tmp_pat
     (photos / "sea").symlink_to(tmp_path / "moved")  # a folder on the way leads out
     assert server.client.get("/thumbnails/sea/03 ü.png").status_code == 404
     server.lives()
-
-
-@pytest.mark.parametrize(
-    "target", [b"/api/search", b"/api/images?path=x.png&sha256=" + b"0" * 64 + b"&modified=" + quote(WHEN).encode()]
-)
-def test_bodies_beyond_the_limit(index, target):
-    with running(index, token=TOKEN, limits=Limits(upload_bytes=50_000)) as server:
-        declared = head("POST", target, b"Content-Type: application/json", b"Content-Length: 50001")
-        assert status(server.raw(declared)) == 413  # before a byte of it came
-        for lie in (b"-1", b"1e9", b"99999999999999999999", b"0x10"):
-            assert status(server.raw(head("POST", target, b"Content-Length: " + lie))) in (400, 413)
-        chunked = head("POST", target, b"Content-Type: application/json", b"Transfer-Encoding: chunked")
-        part = b"2710\r\n" + b"[" * 10_000 + b"\r\n"
-        assert status(server.raw(chunked + 6 * part)) == 413  # never ends
-        boundary = b"Content-Type: multipart/form-data; boundary=b"
-        file = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n' + b"x" * 60_000
-        chunks = b"".join(
-            b"%x\r\n%b\r\n" % (len(file[at : at + 9999]), file[at : at + 9999]) for at in range(0, len(file), 9999)
-        )
-        assert status(server.raw(head("POST", b"/api/search", boundary, b"Transfer-Encoding: chunked") + chunks)) == 413
-        small = server.client.post("/api/search", json={"query": "a" * 999})
-        assert small.status_code == 200
-        server.lives()
 
 
 def png(width, height, idat=b""):
@@ -256,14 +222,68 @@ def test_other_origins_and_other_names(index):
         assert server.client.get("/healthz", headers={"Host": f"LOCALHOST:{server.port}"}).status_code == 200
         preflight = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
         answer = server.client.options("/api/search", headers=preflight)
-        assert answer.status_code == 405 and "access-control-allow-origin" not in answer.headers
+        assert answer.status_code == 403 and "access-control-allow-origin" not in answer.headers
+        for path in ("/api/info", "/api/similar/sea/01 ü.png", "/thumbnails/sea/01 ü.png", "/metrics"):
+            for headers in (
+                {"Origin": "http://evil.example"},
+                *({"Sec-Fetch-Site": f"{x}-site"} for x in ("cross", "same")),
+            ):
+                assert server.client.get(path, headers=headers).status_code == 403, (path, headers)
+            for headers in ({"Origin": server.url, "Sec-Fetch-Site": "same-origin"}, {"Sec-Fetch-Site": "none"}):
+                assert server.client.get(path, headers=headers).status_code == 200, (path, headers)
+        assert server.client.get("/", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 200  # a link to the page
     with running(index, cors=["https://good.example"]) as server:
         headers = {"Origin": "https://good.example", "Access-Control-Request-Method": "POST"}
-        assert server.client.options("/api/search", headers=headers).headers["access-control-allow-origin"]
+        answer = server.client.options("/api/search", headers=headers)
+        assert answer.status_code == 204 and answer.headers["access-control-allow-origin"] == "https://good.example"
+        assert "Authorization" in answer.headers["access-control-allow-headers"] and answer.headers["x-request-id"]
+        assert "DELETE" in answer.headers["access-control-allow-methods"] and answer.headers["vary"] == "Origin"
+        assert server.client.options("/api/search", headers={**headers, "Host": "evil.example"}).status_code == 400
+        answer = server.client.get("/thumbnails/sea/01 ü.png", headers={**headers, "Sec-Fetch-Site": "cross-site"})
+        assert answer.status_code == 200 and answer.headers["cross-origin-resource-policy"] == "same-origin"
         answer = server.client.post("/api/search", headers={"Origin": "https://good.example"}, json={"query": "x"})
         assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == "https://good.example"
         answer = server.client.post("/api/search", headers={"Origin": "https://evil.example"}, json={"query": "x"})
         assert answer.status_code == 403 and "access-control-allow-origin" not in answer.headers
+    with running(index, cors=["https://good.example"], token=TOKEN) as server:
+        del server.client.headers["Authorization"]
+        assert server.client.options("/api/search", headers=headers).status_code == 204  # it brings no token
+        answer = server.client.post("/api/search", headers={"Origin": "https://good.example"}, json={"query": "x"})
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (401, "https://good.example")
+
+
+def test_a_root_path_opens_nothing(index):
+    paths = ["/api/info", "/api/images/sea/01 ü.png", "/thumbnails/sea/01 ü.png", "/metrics", "/nothing", "/static"]
+    with TestClient(create_app(index, token=TOKEN), base_url="http://localhost", root_path="/photos") as client:
+        for path in (*paths, "", "/photos/api/info", "/photos/photos/static/app.css", "//static/app.css"):
+            for start in ("", "/photos"):
+                assert client.get(start + path).status_code == 401 or start + path == "", start + path
+        assert client.delete("/photos/api/images/sea/01 ü.png").status_code == 401 and len(index) == 12
+        for path in ("/", "/healthz", "/openapi.json", "/static/app.css"):
+            assert client.get(f"/photos{path}").status_code in (200, 404), path
+        client.headers["Authorization"] = f"Bearer {TOKEN}"
+        assert client.get("/photos/api/info").status_code == 200
+
+
+def test_a_cookie_among_odd_ones(server):
+    client = server.client
+    del client.headers["Authorization"]
+    session = client.post("/api/session", json={"token": TOKEN}).headers["set-cookie"].partition(";")[0]
+    client.cookies.clear()
+    for odd in ("", 'x={"a":1}; ', "a[0]=1; ", "na me=1; ", "; ", "x; ", 'x="; ', "=; "):
+        assert client.get("/api/info", headers={"Cookie": odd + session}).status_code == 200, odd
+        assert client.get("/api/info", headers={"Cookie": odd + session[:-1]}).status_code == 401, odd
+
+
+def test_a_picture_that_may_not_be_read_tells_no_path(server, clean, photos, monkeypatch):
+    def closed(*_, **__):
+        raise PermissionError(13, "Permission denied", str(photos / "sea" / "01 ü.png"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", closed)
+        answer = server.client.get("/api/explain", params={"id": "sea/01 ü.png", "query": "x"})
+    assert answer.status_code == 404 and "Permission denied" in answer.json()["detail"]
+    clean(answer)
 
 
 def test_malformed_questions(server, clean):
@@ -371,50 +391,6 @@ def test_those_who_say_nothing_are_let_go(index):
         assert time.monotonic() - began < 8
         for connection in (*silent, drip, slow):
             connection.close()
-        server.lives()
-
-
-def test_too_many_at_once(index):
-    encode, gate = index.encoder.encode_texts, threading.Event()
-
-    def wait(texts):
-        gate.wait(20)
-        return encode(texts)
-
-    index.encoder.encode_texts = wait
-    for limits in (Limits(in_flight=4), Limits(waiting=2, batch=1)):
-        gate.clear()
-        with running(index, limits=limits) as server:
-            answers = []
-
-            def ask(answers=answers):
-                answers.append(server.client.post("/api/search", json={"query": "x"}))
-
-            threads = [threading.Thread(target=ask) for _ in range(12)]
-            for thread in threads:
-                thread.start()
-            deadline = time.monotonic() + 10
-            while len(answers) < 8 and time.monotonic() < deadline:
-                time.sleep(0.02)
-            refused = list(answers)
-            assert server.client.get("/healthz").status_code == 200  # this one always answers
-            gate.set()
-            for thread in threads:
-                thread.join()
-            assert refused and all(answer.status_code == 429 for answer in refused)
-            assert all(answer.headers["retry-after"] == "1" for answer in refused)
-            assert sorted({answer.status_code for answer in answers}) == [200, 429]
-            server.lives()
-
-
-def test_connections_beyond_the_limit(index):
-    with running(index, limits=Limits(connections=10)) as server:
-        held = [socket.create_connection(("127.0.0.1", server.port), 20) for _ in range(12)]
-        answer = server.raw(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        assert status(answer) == 503
-        for connection in held:
-            connection.close()
-        time.sleep(0.1)
         server.lives()
 
 

@@ -71,7 +71,7 @@ def context(browser) -> Iterator[Any]:
 
 @pytest.fixture
 def visit(context, site, model) -> browsing.Visit:
-    model.calibration.limit = -1e9
+    model.calibration.limit, model.calibration.sure = -1e9, 0.65
     return browsing.Visit(context.new_page(), site)
 
 
@@ -280,10 +280,15 @@ def test_no_request_leaves_the_server(visit, context):
 @pytest.mark.slow
 def test_no_good_match_is_said_and_shown(visit, model, best, expected):
     page = visit.open()
-    model.calibration.limit = 1e9
+    model.calibration.limit, model.calibration.sure = 1e9, 0.19
     visit.ask("red tree on two boats")
     assert page.inner_text("#weak h3") == "No good match" and "“red tree on two boats”" in page.inner_text("#weak p")
     assert visit.status().startswith("No good match: the nearest 24 · ")
+    model.calibration.sure = 0.36  # weak, and yet worth a look
+    visit.ask("red tree on a boat")
+    assert page.inner_text("#weak h3") == "Nothing here is a sure match"
+    assert page.inner_text("#weak p") == "The best has a chance of 36 % to be right."
+    assert visit.status().startswith("No sure match: the best 24 · ")
     assert page.locator("#results.faint li.weak").count() == 24
     model.calibration.limit = best[4].score  # the first five are good
     assert visit.ask(SENTENCE)[:5] == expected[:5] and page.is_hidden("#weak")
@@ -441,6 +446,7 @@ def test_refusals_in_human_words(visit, expected):
     page.fill("#query", SENTENCE)
     page.wait_for_selector("#banner.wait")
     assert "too many questions" in page.inner_text("#banner") and "in 2 seconds" in page.inner_text("#banner")
+    assert page.get_attribute("#banner small", "aria-hidden") == "true"  # a screen reader is told once
     page.wait_for_selector("#banner", state="hidden")  # asked again by itself
     assert visit.ids() == expected[:24]
     for status, words in (
@@ -469,6 +475,130 @@ def test_slowness_is_shown_and_the_layout_kept(visit):
     assert visit.ids() == before and page.get_attribute("#results", "aria-busy") == "true"
     page.wait_for_selector("#progress", state="hidden")
     assert visit.ids() != before
+
+
+@pytest.mark.slow
+def test_what_was_overtaken_leaves_no_bar_behind(visit):
+    page = visit.open()
+    answer = {"hits": [], "weak": None, "gallery": 62, "upper": 2, "took_ms": 1, "notes": []}
+    page.evaluate(
+        """answer => { const at_once = Promise.resolve(new Response(JSON.stringify(answer)));
+      window.fetch = (_, { body, signal }) => body.includes("a cat") ? at_once
+        : new Promise((_, fail) => signal.addEventListener("abort", () => fail(signal.reason)));
+      for (const sentence of ["a dog", "a cat"]) { document.querySelector("#query").value = sentence;
+        document.querySelector("#form").requestSubmit(); } }""",
+        answer,
+    )
+    visit.until("document.querySelector('#status').innerText === 'Nothing found.'")
+    page.wait_for_timeout(400)
+    assert page.is_hidden("#progress") and page.get_attribute("#results", "aria-busy") != "true"
+
+
+@pytest.mark.slow
+def test_a_refused_page_of_more_can_be_asked_for_again(visit, expected):
+    page = visit.open()
+    visit.ask(SENTENCE)
+    page.route("**/api/search", lambda route: route.fulfill(status=500, json={"detail": "the disk is full"}))
+    page.click("#more")
+    page.wait_for_selector("#banner.wrong")
+    assert page.is_visible("#more") and visit.ids() == expected[:24]
+    page.unroute("**/api/search")
+    page.click("#more")
+    visit.until("document.querySelectorAll('#results li[data-id]').length === 48")
+    assert visit.ids() == expected[:48]
+
+
+@pytest.mark.slow
+def test_odd_payloads_and_odd_answers(visit):
+    page = visit.open()
+    answer = {"weak": None, "gallery": 3, "upper": 2, "took_ms": 1, "notes": []}
+    payloads = [{"name": 7}, {"name": ["a", "b"], "width": "wide", "height": {}}, {"title": {"a": 1}}]
+    hits = [{"id": f"{at}.png", "score": 1.0, "payload": said} for at, said in enumerate(payloads)]
+    page.route("**/thumbnails/**", lambda route: route.fulfill(status=204))
+    page.route("**/api/search", lambda route: route.fulfill(json={**answer, "hits": hits}))
+    page.fill("#query", "a dog")
+    page.wait_for_selector("#results li .fit")
+    assert page.locator("#results .name").all_inner_texts() == ["7", "a,b", "[object Object]"]
+    page.click("#results li:nth-child(2) a")
+    page.wait_for_selector("#detail[open]")
+    page.keyboard.press("Escape")
+    assert visit.complaints == [] or all("Failed to load resource" in said for said in visit.complaints)
+    page.route("**/api/search", lambda route: route.fulfill(json={**answer, "hits": None}))
+    page.fill("#query", "a cat")
+    page.wait_for_selector("#banner.wrong")
+    assert "went wrong" in page.inner_text("#banner") and any("TypeError" in said for said in visit.complaints)
+    page.unroute("**/api/search")
+    page.click("#banner button")
+    page.wait_for_selector("#results:not(.old) li .fit")
+    assert page.is_hidden("#banner") and len(visit.ids()) == 24
+
+
+@pytest.mark.slow
+def test_a_picture_that_could_not_be_looked_up_is_let_go_with_back(visit):
+    page = visit.open(f"?q={quote(SENTENCE)}")
+    page.wait_for_selector("#results li .fit")
+    last = page.evaluate("fetch('api/images?limit=62').then((said) => said.json()).then(({entries}) => entries)")
+    outside = next(entry["id"] for entry in last if entry["id"] not in visit.ids())
+    page.route("**/api/images/**", lambda route: route.abort())
+    page.route("**/healthz", lambda route: route.abort())
+    page.goto(f"{visit.site.url}?q={quote(SENTENCE)}&id={quote(outside)}")
+    page.wait_for_selector("#banner.gone")
+    page.evaluate(
+        "history.pushState({}, '', location.href.replace(/&id=.*/, '')); dispatchEvent(new Event('popstate'))"
+    )
+    page.unroute("**/healthz")
+    page.wait_for_selector("#banner", state="hidden")
+    assert page.is_hidden("#detail") and not [url for url in visit.requests if url.endswith("/api/images/null")]
+    page.unroute("**/api/images/**")
+    page.go_back()
+    page.wait_for_selector("#detail[open]")
+    assert page.is_hidden("#banner")
+
+
+@pytest.mark.slow
+def test_pictures_searched_with_are_let_go_of(visit, expected):
+    page = visit.open()
+    page.evaluate("""() => { window.gone = []; const revoke = URL.revokeObjectURL;
+      URL.revokeObjectURL = (url) => { window.gone.push(url); revoke.call(URL, url); }; }""")
+    for at in range(12):
+        page.evaluate(CARRY, ["paste", expected[at]])
+        visit.until("count => history.state.picture === count", arg=at)
+    page.wait_for_selector("#results li .fit")
+    gone = page.evaluate("window.gone")
+    assert len(gone) == len(set(gone)) == 2 and page.get_attribute("#chip-image", "src") not in gone
+    page.go_back()
+    visit.until("id => document.querySelector('#results li').dataset.id === id", arg=expected[10])
+
+
+@pytest.mark.slow
+def test_dates_out_of_range_and_titles_in_filters(visit):
+    page = visit.page
+
+    def more(route):
+        info = route.fetch().json()
+        titles = [{"value": f"title {at}", "count": 1 + (at < 2)} for at in range(50)]
+        date = {"name": "date", "kind": "date", "count": 62, "values": [], "min": "2019-01-01", "max": "2021-05-05"}
+        info["fields"] += [date, {**date, "name": "title", "kind": "text", "values": titles}]
+        route.fulfill(json=info)
+
+    page.route("**/api/info", more)
+    visit.open("?q=a+dog&f.date=..275760-09-12")
+    page.wait_for_selector("#results li .fit")
+    page.click("#filters-toggle")
+    shown = [name.lower() for name in page.locator("#filters legend").all_inner_texts()]
+    assert {"date", "folder", "width"} <= set(shown) and "title" not in shown
+    asked = len(visit.requests)
+    change = """value => { const input = document.querySelector("[aria-label='date, at most']"); input.value = value;
+      input.dispatchEvent(new Event("change", { bubbles: true })); return input.validationMessage; }"""
+    assert (
+        page.evaluate(change, "12345-01-01")
+        == page.evaluate(change, "9999-12-31")
+        == ("A year from 1 to 9999 is wanted.")
+    )
+    assert len(visit.requests) == asked
+    with page.expect_request("**/api/search") as sent:
+        assert page.evaluate(change, "2019-12-31") == ""
+    assert sent.value.post_data_json["where"] == '"date" < 2020-01-01' and visit.complaints == []
 
 
 @pytest.mark.slow

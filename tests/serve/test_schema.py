@@ -21,12 +21,28 @@ def test_every_route_documents_its_errors_and_has_an_example(index):
                 assert schema["$ref"].endswith("/Error"), (path, method, status)
         if method == "post" and path != "/api/session":
             assert operation["requestBody"]["required"]
+        good = {status: answer for status, answer in operation["responses"].items() if status < "300"}
+        asked = [operation.get("parameters"), operation.get("requestBody"), good]
+        assert has_example(asked, said["components"]["schemas"]), (path, method)
+    explained = said["paths"]["/api/explain"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+    assert explained["$ref"].endswith("/Explained")
     search = said["paths"]["/api/search"]["post"]["requestBody"]["content"]
     assert search["application/json"]["examples"] and "multipart/form-data" in search
     assert said["components"]["schemas"]["HitOut"]["examples"]
     schemes = said["components"]["securitySchemes"]
     assert schemes == {"token": {"type": "http", "scheme": "bearer"}}
     assert said["paths"]["/healthz"]["get"]["security"] == []
+
+
+def has_example(part, schemas):
+    """Whether there is an example somewhere in a part of the document, or in a schema that it names."""
+    if isinstance(part, list):
+        return any(has_example(each, schemas) for each in part)
+    if not isinstance(part, dict):
+        return False
+    if "$ref" in part:
+        return has_example(schemas[part["$ref"].rpartition("/")[2]], schemas)
+    return bool(part.get("example") or part.get("examples")) or has_example(list(part.values()), schemas)
 
 
 @pytest.mark.slow

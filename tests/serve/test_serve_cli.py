@@ -15,6 +15,7 @@ from serve_kit import TOKEN, running
 
 from avse.cli import main
 from avse.index import Index
+from avse.serve.wire import Explained
 
 
 @pytest.fixture
@@ -108,9 +109,10 @@ def test_explanations_are_those_of_the_model(saved, photos):
         hits = server.client.post("/api/search", json={"query": "a red dog", "k": 12}).json()["hits"]
         score = next(hit["score"] for hit in hits if hit["id"] == "sea/01 ü.png")
         assert said["score"] == pytest.approx(score, abs=1e-5)
-        assert set(wanted) <= set(said)
+        assert set(said) == set(Explained.model_fields) == {*wanted, "id", "confidence", "weak"}
+        Explained.model_validate(said)
         for params in ({"id": "sea/01 ü.png", "query": " "}, {"id": "sea/01 ü.png", "query": "x" * 1001}):
             assert server.client.get("/api/explain", params=params).status_code == 422
         (photos / "sea" / "01 ü.png").write_bytes(b"no picture")
         answer = server.client.get("/api/explain", params={"id": "sea/01 ü.png", "query": "a"})
-        assert answer.status_code == 415 and "sea" not in answer.json()["detail"]
+        assert answer.status_code == 404 and "sea" not in answer.json()["detail"]

@@ -300,16 +300,10 @@ class Index:
     def entries(self, after: str | None = None) -> Iterator[list[tuple[str, Payload]]]:
         """Yield all ids with their payloads page by page, in memory that does not grow with the index.
 
-        On a server they come in an order of its own, which ``after`` asks to begin behind the place of an id.
-
-        Raises:
-            ValueError: ``after`` elsewhere.
+        A server has an order of its own, and gives those behind the place of the id ``after``; others let it be.
         """
-        if after is None:
-            return self._store.entries()
-        if not isinstance(self._store, PointStore):
-            raise ValueError(f"{self.location} has no order of its own: read all of its entries")
-        return self._store.entries(after)
+        store = self._store
+        return store.entries(after) if isinstance(store, PointStore) else store.entries()
 
     def verify(self) -> Iterator[str]:
         """Read everything and yield a sentence for each damage found; nothing where manifest and entries are whole.

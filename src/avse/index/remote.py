@@ -36,7 +36,7 @@ from avse.index.pictures import UPLOADED, iso_time
 _PAGE = 1000
 TIMEOUT = 120.0
 """Seconds that the server may be silent."""
-_TRIES = 6  # of a request that a busy server puts off, each pause twice as long as the one before
+_TRIES = 6  # of a request that a busy server puts off; its Retry-After is doubled each time
 _LONGEST_PAUSE = 30.0  # seconds
 
 
@@ -146,24 +146,19 @@ class Remote:
                 with self._opener.open(request, timeout=TIMEOUT) as answer:
                     return answer.status, json.loads(answer.read() or b"null")
             except HTTPError as error:
-                if error.code == 429 and attempt < _TRIES - 1:
-                    sleep(_pause(error.headers.get("Retry-After"), attempt))
-                    continue
-                self._refuse(method, error)
-                return error.code, None
+                if error.code != 429 or attempt == _TRIES - 1:
+                    self._refuse(method, error)
+                    return error.code, None
+                wanted = error.headers.get("Retry-After", "")
             except (URLError, HTTPException, OSError) as error:
                 reason = error.reason if isinstance(error, URLError) else error
-                if body is not None and _hung_up(reason) and attempt < _TRIES - 1:
-                    sleep(_pause(None, attempt))
-                    continue
-                raise StoreError(
-                    f"{self.url} does not answer ({str(reason) or type(reason).__name__}): is an avse server running "
-                    f"there?{_goes_on(path)}"
-                ) from error
+                if body is None or not _hung_up(reason) or attempt == _TRIES - 1:
+                    said = f"{self.url} does not answer ({str(reason) or type(reason).__name__})"
+                    raise StoreError(f"{said}: is an avse server running there?{_goes_on(path)}") from error
+                wanted = ""
             except ValueError as error:
-                raise StoreError(
-                    f"{self.url} answered {method} {path} with something else than JSON: {error}"
-                ) from error
+                raise StoreError(f"{self.url} answered {method} {path} with no JSON: {error}") from error
+            sleep(min(_LONGEST_PAUSE, (int(wanted) if wanted.isdecimal() else 1) * 2.0**attempt))
         raise AssertionError("the last try returns or raises")
 
     def _refuse(self, method: str, error: HTTPError) -> None:
@@ -198,12 +193,6 @@ def _picture(payload: Payload) -> Payload:
 def _hung_up(reason: object) -> bool:
     """Tell whether a server closed in the middle of a body, as one does that refuses without reading: 429 is lost."""
     return isinstance(reason, (BrokenPipeError, ConnectionResetError)) and not isinstance(reason, RemoteDisconnected)
-
-
-def _pause(wanted: str | None, attempt: int) -> float:
-    """Return the seconds to wait before a request is repeated, by the header Retry-After."""
-    seconds = int(wanted) if wanted and wanted.isdecimal() else 1
-    return min(_LONGEST_PAUSE, seconds * 2.0**attempt)
 
 
 def _goes_on(path: str) -> str:

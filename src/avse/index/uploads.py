@@ -36,10 +36,7 @@ class _Known(NamedTuple):
 
 
 class Uploads:
-    """Adds and takes out by path; everything is looked up in memory, read from the index when it is first needed.
-
-    An index on a server is changed by others, too: it is only listed, and read for every page.
-    """
+    """Adds and takes out by path; looks up in memory what it reads once, but lists what others change: a server."""
 
     def __init__(self, index: Index) -> None:
         """Name the index; nothing is read yet."""
@@ -47,11 +44,7 @@ class Uploads:
         self._known: _Known | None = None
 
     def page(self, after: str, limit: int) -> tuple[list[tuple[str, Payload]], str | None]:
-        """Return entries in the order of their ids (a server's in its own), and the id to go on from, None at the end.
-
-        Raises:
-            StoreError: The index cannot be read.
-        """
+        """Return entries in the order of their ids (a server's in its own), and the id to go on from or None."""
         if self._index.store == "server":
             pages = self._index.entries(after or None)
             found = list(islice((entry for page in pages for entry in page), limit + 1))
@@ -87,8 +80,8 @@ class Uploads:
         Args:
             path: Under which it came.
             picture: Decoded.
-            data: Its bytes, whose SHA-256 is ``content``.
-            content: What the caller has checked.
+            data: Its bytes.
+            content: Their SHA-256, which the caller has checked.
             modified: As `check_path` wants it.
 
         Raises:
@@ -101,8 +94,7 @@ class Uploads:
         file = upload_file(self._index.path, content)
         write_bytes(file, data)
         try:
-            said = {"modified": modified, "sha256": content, UPLOADED: True}
-            payload = {**picture_payload(path, file), **said}
+            payload = {**picture_payload(path, file), "modified": modified, "sha256": content, UPLOADED: True}
             with self._changing() as known:
                 self.remove(path)
                 self._index.add_embeddings([path], blocks, [payload])

@@ -80,17 +80,14 @@ def create_app(
     keys, metrics = Keys(token), Metrics()
     api = Api(engine, keys, limits, metrics, list(examples), log_queries)
 
-    def close() -> None:
-        engine.close()
-        api.pool.shutdown()
-
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
         try:
             yield
-        finally:
-            close()
+        finally:  # also where a server is forced to end, which cancels this
+            engine.close()
+            api.pool.shutdown()
 
     app = FastAPI(
         title="avse",
@@ -102,7 +99,6 @@ def create_app(
         lifespan=lifespan,
         separate_input_output_schemas=False,
     )
-    app.state.close = close  # again is harmless: for servers that were forced to end
     app.add_middleware(Gate, keys=keys, limits=limits, metrics=metrics, origins=frozenset(cors), any_host=any_host)
     _add_errors(app, index)
     _add_routes(app, api)

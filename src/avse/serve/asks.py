@@ -27,12 +27,7 @@ _Asked = tuple[Ask, bytes | None]
 async def read_ask(
     request: Request, limits: Limits, aside: Callable[[Callable[[], _Asked]], Awaitable[_Asked]]
 ) -> _Asked:
-    """Return what is asked, and the bytes of the picture it is asked with.
-
-    Args:
-        request: Its body is the question.
-        limits: Of what it says.
-        aside: Runs a function in another thread, for large bodies.
+    """Return what is asked, and the bytes of the picture it is asked with; large bodies are parsed ``aside``.
 
     Raises:
         HTTPException: 400 for a body that is no JSON or form, 415 for one that says it is something else, 422 for one

@@ -85,12 +85,7 @@ class Engine:
         return hits
 
     async def call(self, work: Callable[[Index], _T], *, changes: bool = False) -> _T:
-        """Run a function of the index in its thread; errors as `search`, and the function's own.
-
-        Args:
-            work: The function.
-            changes: Whether the entries are to be counted after it.
-        """
+        """Run a function of the index in its thread, errors its own, too; after ``changes`` the entries are counted."""
         result: _T = await self._put(work, changes)
         return result
 
@@ -108,10 +103,9 @@ class Engine:
     def _run(self) -> None:
         while (task := self._queue.get()) is not None:
             tasks, ended = self._taken(task)
-            waited = [task for task in tasks if not task.waiter.cancelled()]
-            self._answer([task for task in waited if isinstance(task.work, Query) and self._is_sound(task, task.work)])
-            for task in waited:
-                if not isinstance(task.work, Query):
+            self._answer([task for task in tasks if isinstance(task.work, Query) and self._is_sound(task, task.work)])
+            for task in tasks:
+                if not isinstance(task.work, Query) and not task.waiter.cancelled():
                     result, error = _tried(task.work, self.index)
                     if task.changes:
                         entries, failed = _tried(len, self.index)
@@ -134,7 +128,9 @@ class Engine:
         return tasks, False
 
     def _is_sound(self, task: _Task, query: Query) -> bool:
-        """Tell whether a question can be asked; if not, it is answered."""
+        """Tell whether somebody waits for a question and it can be asked; if not, it is answered."""
+        if task.waiter.cancelled():
+            return False
         _, error = _tried(lambda index: check_query(query, index.layout, index.location), self.index)
         if error is not None:
             self._settle([(task, None, error)])

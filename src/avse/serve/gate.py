@@ -28,19 +28,13 @@ POLICY = (
     "frame-ancestors 'none'"
 )
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-_SESSION = "/api/session"
-_OPEN = frozenset({"/", "/healthz", "/openapi.json", _SESSION})
+_OPEN = frozenset({"/", "/healthz", "/openapi.json", "/api/session"})
 _LARGE = frozenset({"/api/search", "/api/images"})
 _SMALL_BYTES = 4 << 10  # of a body to all other paths
-_PREFLIGHT = Response(
-    status_code=204,
-    headers={
-        "access-control-allow-methods": "GET, POST, DELETE",
-        "access-control-allow-headers": "Authorization, Content-Type",
-        "access-control-max-age": "600",
-    },
-)
+_ALLOWED = {"methods": "GET, POST, DELETE", "headers": "Authorization, Content-Type"}
+_PREFLIGHT = Response(None, 204, {f"access-control-allow-{name}": said for name, said in _ALLOWED.items()})
 _COUNTED = ("/api/", "/thumbnails/")
+_Hold = Callable[[int], None]
 _requests = logging.getLogger("avse.serve.requests")
 _log = logging.getLogger(__name__)
 
@@ -114,23 +108,20 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path, headers = _path(scope), Headers(scope=scope)
-        own, origin = self._headers, headers.get("origin")
-        if allowed := origin in self._origins:
-            own = {**own, "access-control-allow-origin": str(origin)}
+        headers, own = Headers(scope=scope), self._headers
+        if allowed := headers.get("origin") in self._origins:
+            own = {**own, "access-control-allow-origin": headers["origin"]}
         preflight = allowed and scope["method"] == "OPTIONS" and "access-control-request-method" in headers
-        most = self._limits.upload_bytes if path in _LARGE else min(_SMALL_BYTES, self._limits.upload_bytes)
-        passage = _Passage(scope, receive, send, own, self._limits, most, self._hold)
-        counted = path.startswith(_COUNTED)
+        passage = _Passage(scope, receive, send, own, self._limits, self._hold)
+        counted = passage.path.startswith(_COUNTED)
         self._active += counted
         try:
-            refusal = self._refusal(scope["method"], path, headers, most, preflight)
-            await passage.run(_PREFLIGHT if preflight else self._app, refusal)
+            await passage.run(_PREFLIGHT if preflight else self._app, self._refusal(passage, headers, preflight))
         finally:
             self._active -= counted
             self._held -= passage.held
             seconds = time.perf_counter() - passage.began
-            self._metrics.observe(scope["method"] if passage.known else "OTHER", passage.route, passage.status, seconds)
+            self._metrics.observe(passage.method if passage.known else "OTHER", passage.route, passage.status, seconds)
             passage.tell(seconds)
 
     def _hold(self, size: int) -> None:
@@ -138,19 +129,19 @@ class Gate:
         if self._held > self._limits.held_bytes:
             raise busy("too many bodies and pictures at once")
 
-    def _refusal(self, method: str, path: str, headers: Headers, most: int, preflight: bool) -> HTTPException | None:
+    def _refusal(self, passage: _Passage, headers: Headers, preflight: bool) -> HTTPException | None:
         if not self._any_host and _host(headers.get("host", "")) not in LOOPBACK:
             return HTTPException(400, "the Host header names another machine than this one")
-        guarded = needs_token(path)
-        if (guarded or method not in _SAFE) and self._is_foreign(headers):
+        guarded = needs_token(passage.path)
+        if (guarded or passage.method not in _SAFE) and self._is_foreign(headers):
             return HTTPException(403, "a page of another origin may not ask (--cors ORIGIN allows one)")
         if self._keys.wanted and guarded and not preflight and not self._keys.opens(headers):
             return HTTPException(401, "the server's token is wanted", {"WWW-Authenticate": "Bearer"})
         if self._active > self._limits.in_flight:
             return busy("too many requests at once")
         length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > most:
-            return too_large(most)
+        if not length.isdecimal() or int(length) > passage.most:
+            return too_large(passage.most)
         return None
 
     def _is_foreign(self, headers: Headers) -> bool:
@@ -179,18 +170,12 @@ class _Passage:
     """One request on its way through: counts what comes and goes, and ends it in time."""
 
     def __init__(
-        self,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        headers: Mapping[str, str],
-        limits: Limits,
-        most: int,
-        hold: Callable[[int], None],
+        self, scope: Scope, receive: Receive, send: Send, headers: Mapping[str, str], limits: Limits, hold: _Hold
     ) -> None:
         self.began = time.perf_counter()
         self.id, self.status, self.sent, self.held = secrets.token_hex(6), 499, 0, 0
-        self._most, self._hold, self._static = most, hold, _path(scope).startswith("/static/")
+        self.method, self.path, self._hold = scope["method"], _path(scope), hold
+        self.most = limits.upload_bytes if self.path in _LARGE else min(_SMALL_BYTES, limits.upload_bytes)
         self._scope, self._receive, self._send, self._limits = scope, receive, send, limits
         own = {**headers, "x-request-id": self.id}
         self._headers = [(name.encode(), value.encode()) for name, value in own.items()]
@@ -201,12 +186,12 @@ class _Passage:
     def route(self) -> str:
         """The template of the route, the same for all ids."""
         route = getattr(self._scope.get("route"), "path", None)
-        return str(route or ("/static" if self._static else "none"))
+        return str(route or ("/static" if self.path.startswith("/static/") else "none"))
 
     @property
     def known(self) -> bool:
         """Whether the method is one of HTTP's."""
-        return self._scope["method"] in (*_SAFE, "POST", "DELETE", "PUT", "PATCH")
+        return self.method in (*_SAFE, "POST", "DELETE", "PUT", "PATCH")
 
     async def run(self, app: ASGIApp, refusal: HTTPException | None) -> None:
         """Answer."""
@@ -244,23 +229,19 @@ class _Passage:
         await answer(self._scope, self._receive, self.send)
 
     def hold(self, size: int) -> None:
-        """Count bytes that the request keeps in memory until its end.
-
-        Raises:
-            HTTPException: 429, all requests together hold too much.
-        """
+        """Count bytes that the request keeps until its end; HTTPException (429) where all together keep too much."""
         self.held += size
         self._hold(size)
 
     async def receive(self) -> Message:
         """Take a part of the body, and count it."""
         message = await self._receive()
-        size = len(message.get("body", b""))
-        self._received += size
+        self._received += (size := len(message.get("body", b"")))
         self._whole = self._whole or not message.get("more_body", False)
-        if self._received > self._most:
-            raise too_large(self._most)
-        self.hold(size)
+        if self._received > self.most:
+            raise too_large(self.most)
+        if size:
+            self.hold(size)
         return message
 
     async def send(self, message: Message) -> None:
@@ -275,7 +256,7 @@ class _Passage:
         """Write the line of log."""
         said = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "method": self._scope["method"],
+            "method": self.method,
             "route": self.route,
             "status": self.status,
             "ms": round(1e3 * seconds, 1),

@@ -98,7 +98,10 @@ class Api:
         check_words(query, None, 1, self._limits)
         if self._index.side == "texts":
             raise HTTPException(422, "this is an index of texts: only pictures are explained")
-        picture = await self._decoded(request, await self._file(await self._entry(id)))
+        payload = await self._entry(id)
+        if (file := await self._aside(lambda: self._real_file(payload))) is None:
+            raise HTTPException(404, "the picture of this entry is not there")
+        picture = await self._decoded(request, file)
         said = await self._engine.call(lambda index: _explained(index, picture, query))
         return JSONResponse({"id": id, **said})
 
@@ -117,12 +120,7 @@ class Api:
                 "approximate": index.store != "memory",
                 "examples": self._examples,
                 "uploads": self._keys.wanted and self._takes_uploads(),
-                "limits": {
-                    "k": limits.k,
-                    "query": limits.query,
-                    "upload_bytes": limits.upload_bytes,
-                    "pixels": limits.pixels,
-                },
+                "limits": {name: getattr(limits, name) for name in ("k", "query", "upload_bytes", "pixels")},
                 "fields": fields,
             }
         )
@@ -234,12 +232,6 @@ class Api:
             raise _unknown()
         return found[0]
 
-    async def _file(self, payload: Payload) -> Path:
-        file = await self._aside(lambda: self._real_file(payload))
-        if file is None:
-            raise HTTPException(404, "the picture of this entry is not there")
-        return file
-
     def _real_file(self, payload: Payload) -> Path | None:
         file = self._index.picture(Hit("", 0.0, payload))
         return file_within(file, self._index.path if is_upload(payload) else self._index.source)
@@ -247,8 +239,8 @@ class Api:
     async def _fields(self) -> list[dict[str, Any]]:
         """Return the facets, read once for all who ask; after changes again, but not all the time."""
         now, known = time.monotonic(), self._facets
-        failed = known is not None and known.done() and (known.cancelled() or known.exception() is not None)
-        if known is None or failed or (known.done() and self._facets_changed and now >= self._facets_due):
+        old = self._facets_changed and now >= self._facets_due
+        if known is None or (known.done() and (old or known.cancelled() or known.exception())):
             work = self._engine.call(lambda index: find_facets(index.entries()), changes=True)
             self._facets = known = asyncio.ensure_future(work)
             self._facets_changed, self._facets_due = False, now + _FACETS_SECONDS

@@ -46,7 +46,7 @@ class Server(uvicorn.Server):
         """Set up; `run_on` begins.
 
         Args:
-            app: The application, as `avse.serve.create_app` makes it.
+            app: The application.
             limits: Of connections and their heads.
             ready: Called when the first request may come.
         """
@@ -66,7 +66,7 @@ class Server(uvicorn.Server):
             h11_max_incomplete_event_size=limits.header_bytes,
         )
         super().__init__(config)
-        self._ready, self._close = ready, app.state.close
+        self._ready = ready
 
     def run_on(self, sock: socket.socket) -> None:
         """Serve on a socket; it is closed at the end."""
@@ -78,7 +78,6 @@ class Server(uvicorn.Server):
             with contextlib.closing(sock):
                 self.run([sock])
         finally:
-            self._close()  # a second signal leaves the application's own end out
             for number, handler in former.items():
                 signal.signal(number, handler)
 

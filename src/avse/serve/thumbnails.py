@@ -42,12 +42,7 @@ class Thumbnails:
         self._turns: dict[str, threading.Lock] = {}  # of those that are being made
 
     def find(self, file: Path, size: int, known: str = "") -> Thumbnail:
-        """Return the thumbnail, made now if it is not kept, by one thread for all that ask.
-
-        Args:
-            file: The picture.
-            size: Of the longer side in pixels.
-            known: The tags of what the client has.
+        """Return the thumbnail, made now if it is not kept, once for all that ask; no data if its tag is in ``known``.
 
         Raises:
             OSError, ImageError: The file is gone or no picture.

@@ -45,14 +45,6 @@ class HitOut(BaseModel):
 class Found(BaseModel):
     """Answers, best first."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"hits": [HIT], "weak": False, "gallery": 2921, "upper": 4.0, "took_ms": 8.4, "notes": []},
-            ]
-        }
-    )
-
     hits: list[HitOut]
     weak: bool | None = Field(description="True: no hit is better than weak, so nothing fits; null: not calibrated.")
     gallery: int = Field(description="Entries of the index.")
@@ -83,61 +75,16 @@ class Page(BaseModel):
     next: str | None
 
 
-class MatchOut(BaseModel):
-    """A block of the sentence, the block of the picture that answered it best, and A_ij."""
-
-    text_block: int
-    image_block: int
-    view: int
-    score: float
-    share: float = Field(description="Of the score.")
-
-
-class WordOut(BaseModel):
-    """A word, where it stands in the sentence, and what it supplied."""
-
-    word: str
-    start: int
-    end: int
-    score: float
-    share: float = Field(description="Of the score.")
-
-
 class Explained(BaseModel):
     """Why a picture and a sentence score as they do; docs/explain.md says what each part means."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": HIT["id"],
-                    "text": "a boat",
-                    "score": 0.5,
-                    "upper": 1,
-                    "method": "exact",
-                    "matches": [{"text_block": 0, "image_block": 1, "view": 1, "score": 0.5, "share": 1.0}],
-                    "words": [{"word": "boat", "start": 2, "end": 6, "score": 0.3, "share": 0.6}],
-                    "grid": [1, 2],
-                    "heat": [[0.1, 0.3]],
-                    "heats": [[[0.1, 0.3]]],
-                    "beyond": 0.1,
-                    "beside": 0.2,
-                    "frame": [0.0, 0.0, 1.0, 1.0],
-                    "boxes": None,
-                    "confidence": 0.93,
-                    "weak": False,
-                }
-            ]
-        }
-    )
-
-    id: str
-    text: str
-    score: float
-    upper: int
+    id: str = Field(examples=["2019/sea.jpg"])
+    text: str = Field(examples=["a boat"])
+    score: float = Field(examples=[0.5])
+    upper: int = Field(description="What the score reaches at most.")
     method: str = Field(description="exact or gradient")
-    matches: list[MatchOut]
-    words: list[WordOut]
+    matches: list[dict[str, float]] = Field(description="text_block, image_block, view, score and share of each.")
+    words: list[dict[str, Any]] = Field(description="word, start, end, score and share of each.")
     grid: list[int] = Field(description="Rows and columns of cells.")
     heat: list[list[float]] = Field(description="What each cell supplied to the score.")
     heats: list[list[list[float]]] = Field(description="The same for each block of the sentence.")

@@ -10,10 +10,12 @@ import { trouble, calm } from "./trouble.js";
 const PAUSE = 200; // ms without a key before a sentence is asked
 const SLOW = 150; // ms after which waiting shows
 const PAGE = 24;
+const KEPT = 10; // pictures that were searched with and can be come back to
+const FAIR = 0.2; // chance of the best hit from which a weak answer is worth more than "no good match"
 
 const query = find("query");
 const results = find("results");
-const pictures = []; // dropped ones: {file, name, url}; history holds their places here, a reload forgets them
+const pictures = []; // dropped ones: {file, name, url}; history holds their places here, the latest have something
 let facts = null; // what /api/info answers
 let asked = {}; // q, like (an id), picture (a place in `pictures`), set (filters), id (whose dialog is open)
 let answer = null; // {hits, ...} and the key of what it answers
@@ -62,7 +64,7 @@ function route() {
   if (answer?.key !== key(asked)) ask();
   else {
     if (results.classList.contains("old")) show(false);
-    if (asked.id) look();
+    look();
   }
   if (!asked.id) detail.close();
 }
@@ -84,15 +86,16 @@ function chip() {
   query.placeholder = texts() ? "Drop, paste or choose a picture" : empty;
 }
 
-/** Show that something is waited for, if it takes long; the result stops it. */
+/** Show that something is waited for, if it takes long; the result stops it, and hides it unless others go on. */
 function waiting(more) {
   const slow = setTimeout(() => {
     find("progress").hidden = false;
     results.ariaBusy = "true";
     if (more || (!results.children.length && anything(asked))) grid.skeletons(results);
   }, SLOW);
-  return () => {
+  return (last = true) => {
     clearTimeout(slow);
+    if (!last) return;
     find("progress").hidden = true;
     results.ariaBusy = "false";
   };
@@ -105,12 +108,12 @@ async function ask(more = false) {
   const mine = (asking = new AbortController());
   const wanted = key(asked);
   const { q, like, picture, set } = asked;
-  const question = {
-    query: q, image: pictures[picture]?.file, where: filters.where(set, facts.fields),
-    k: Math.min(more ? answer.hits.length + PAGE : PAGE, facts.limits.k),
-  };
   const done = waiting(more);
   try {
+    const question = {
+      query: q, image: pictures[picture]?.file, where: filters.where(set, facts.fields),
+      k: Math.min(more ? answer.hits.length + PAGE : PAGE, facts.limits.k),
+    };
     let found;
     if (!anything(asked)) found = { hits: (await api.entries(PAGE)).entries, browsing: true };
     else found = await (like ? api.similar(like, question, mine.signal) : api.search(question, mine.signal));
@@ -119,14 +122,15 @@ async function ask(more = false) {
     answer = { ...found, key: wanted, full };
     calm();
     show(more);
-    if (asked.id) look();
+    look();
   } catch (error) {
     if (error.name === "AbortError" || mine.signal.aborted) return;
     grid.skeletons(results, 0);
     if (answer && answer.key !== wanted) stale();
+    find("more").hidden = answer?.key !== wanted || !answer.full;
     trouble(error, facts, () => mine === asking && ask(more));
   } finally {
-    if (mine === asking) done();
+    done(mine === asking);
   }
 }
 
@@ -134,10 +138,14 @@ async function ask(more = false) {
 function poor() {
   const { hits: [first], gallery } = answer;
   const among = `${noun(gallery)}${Object.keys(asked.set).length ? " and these filters" : ""}`;
-  const chance = first?.confidence >= 0.1 ? `; the first is right with a chance of ${percent(first.confidence)}` : "";
   const what = asked.q ? `“${asked.q}”` : "this";
-  return make("p", {}, `Nothing among ${among} fits ${what} well. The nearest are below, greyed${chance}.`);
+  const [head, words] = fair()
+    ? ["Nothing here is a sure match", `The best has a chance of ${percent(first.confidence)} to be right.`]
+    : ["No good match", `Nothing among ${among} fits ${what} well. The nearest are below, greyed.`];
+  return make("li", { class: "weak-note", id: "weak" }, make("h3", {}, head), make("p", {}, words));
 }
+
+const fair = () => answer.hits[0]?.confidence >= FAIR;
 
 function stale() {
   results.classList.add("old");
@@ -149,7 +157,7 @@ function show(append) {
   const { hits, weak, browsing, gallery = facts.entries, took_ms: took, notes = [] } = answer;
   const link = (hit) => address({ ...asked, id: hit.id });
   const filtered = Object.keys(asked.set).length > 0;
-  const lead = weak ? make("li", { class: "weak-note", id: "weak" }, make("h3", {}, "No good match"), poor()) : null;
+  const lead = weak ? poor() : null;
   results.classList.remove("old");
   results.classList.toggle("faint", Boolean(weak));
   grid.show(results, hits, { address: link, upper: answer.upper, texts: texts(), append, lead });
@@ -158,7 +166,7 @@ function show(append) {
   find("status").textContent = browsing
     ? (filtered ? "The filters apply to the next search." : "")
     : !hits.length ? (filtered ? `No ${texts() ? "sentence" : "picture"} passes these filters.` : "Nothing found.")
-    : weak ? `No good match: the nearest ${hits.length}${time}`
+    : weak ? `${fair() ? "No sure match: the best" : "No good match: the nearest"} ${hits.length}${time}`
     : `The best ${hits.length} of ${noun(gallery)}${asked.like ? " by likeness" : ""}${time}`;
   find("notes").textContent = notes.length ? notes.join(" ") : "";
 }
@@ -166,6 +174,7 @@ function show(append) {
 /** Open the dialog of the picture that the address names. */
 async function look() {
   const { id } = asked;
+  if (!id) return;
   const at = answer.hits.findIndex((hit) => hit.id === id);
   try {
     const hit = answer.hits[at] ?? (await api.entry(id));
@@ -175,7 +184,10 @@ async function look() {
     const count = at < 0 ? 0 : answer.hits.length;
     detail.open(hit, { query: sentence, by, upper: answer.upper ?? facts.blocks.Q, at, count });
   } catch (error) {
-    trouble(error, facts, look);
+    trouble(error, facts, () => {
+      calm();
+      look();
+    });
   }
 }
 
@@ -193,6 +205,9 @@ function take(file) {
   if (!file.type.startsWith("image/")) return trouble(new api.Refusal("asked", "", 415), facts);
   if (limit && file.size > limit) return trouble(new api.Refusal("asked", "", 413), facts);
   pictures.push({ file, name: file.name || "Pasted picture", url: URL.createObjectURL(file) });
+  const old = pictures.length - 1 - KEPT;
+  if (pictures[old]) URL.revokeObjectURL(pictures[old].url);
+  delete pictures[old];
   detail.close();
   go({ picture: pictures.length - 1, like: null, id: null });
 }

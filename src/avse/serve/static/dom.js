@@ -17,7 +17,7 @@ export const wordy = (name) =>
 export const percent = (share) => `${Math.round(share * 100)} %`;
 
 export const title = ({ id, payload = {} }) =>
-  String(payload.title || payload.text || wordy((payload.name || id).replace(/\.\w{2,5}$/, "")));
+  String(payload.title || payload.text || wordy(String(payload.name || id).replace(/\.\w{2,5}$/, "")));
 
 /** How good a hit is, in words; `upper` is the highest score there can be. */
 export function judged({ score, confidence, weak }, upper) {

@@ -5,6 +5,11 @@ import { make, wordy } from "./dom.js";
 const OPEN = 8; // choices shown before the rest is folded away
 const quote = (text) => `"${text.replace(/[\\"]/g, "\\$&")}"`;
 const literal = (text) => (/^(true|false|-?\d+(\.\d+)?)$/.test(text) ? text : quote(text)); // bare: 2019 and "2019"
+const FEW = 2; // entries that a value has on average, below which it is as good as a name
+/** Whether a bound of a range can be asked for; a day after a date must be a date, too. */
+const sound = (kind, text) => (kind === "date"
+  ? /^(?!0000)\d{4}-\d\d-\d\d$/.test(text) && Date.parse(text) < Date.parse("9999-12-31")
+  : Boolean(text) && Number.isFinite(Number(text)));
 const nextDay = (day) => new Date(Date.parse(day) + 86_400_000).toISOString().slice(0, 10);
 
 /** What is set: {field: {least, most}} or {field: {any: [values as text]}}; read from and written into an address. */
@@ -15,9 +20,8 @@ export function read(params, fields) {
     if (kind === "text") {
       if (params.has(key)) set[name] = { any: params.getAll(key) };
     } else if (params.has(key)) {
-      const [least, most] = params.get(key).split("..");
-      const sound = (text) => (text && !Number.isNaN(kind === "date" ? Date.parse(text) : Number(text)) ? text : "");
-      if (sound(least) || sound(most)) set[name] = { least: sound(least), most: sound(most) };
+      const [least = "", most = ""] = params.get(key).split("..").map((text) => (sound(kind, text) ? text : ""));
+      if (least || most) set[name] = { least, most };
     }
   }
   return set;
@@ -52,7 +56,7 @@ export function where(set, fields) {
 export function build(panel, fields, set, changed) {
   const differs = ({ values, min, max }) => values?.length > 1 || min !== max;
   const sayable = ({ name }) => !/["\\]/.test(name); // `where` takes no quotes in a field's name
-  const usable = fields.filter((field) => differs(field) && sayable(field));
+  const usable = fields.filter((field) => differs(field) && sayable(field) && (set[field.name] || shared(field)));
   const groups = usable.map((field) => (field.kind === "text" ? choices(field, set) : range(field, set)));
   const clear = make("button", { type: "button", class: "quiet clear" }, "Clear the filters");
   clear.addEventListener("click", () => changed({}));
@@ -64,10 +68,21 @@ export function build(panel, fields, set, changed) {
       if (kind === "text") {
         const any = inputs.filter((input) => input.checked).map((input) => input.value);
         if (any.length) now[name] = { any };
-      } else if (inputs.some((input) => input.value)) now[name] = { least: inputs[0].value, most: inputs[1].value };
+      } else {
+        const wrong = inputs.find((input) => input.value && !sound(kind, input.value));
+        for (const input of inputs) input.setCustomValidity(input === wrong ? "A year from 1 to 9999 is wanted." : "");
+        if (wrong) return wrong.reportValidity();
+        if (inputs.some((input) => input.value)) now[name] = { least: inputs[0].value, most: inputs[1].value };
+      }
     }
     changed(now);
   };
+}
+
+/** Whether the values of a text are shared by several entries each, as a folder's name is and a title is not. */
+function shared({ kind, values, count }) {
+  const told = kind === "text" ? values.reduce((sum, value) => sum + value.count, 0) : 0;
+  return kind !== "text" || (told >= FEW * values.length && told >= count / 10);
 }
 
 function choices({ name, values }, set) {

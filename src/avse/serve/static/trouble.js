@@ -35,7 +35,8 @@ export function trouble(error, facts, again = () => {}) {
   if (status === 413) return say(`The picture is too large${most}. A smaller copy does as well.`, "wrong", dismiss());
   if (status === 415) return say("This is no picture that can be read here. JPEG and PNG are.", "wrong", dismiss());
   if (kind) return say(message, "wrong", kind === "broken" ? button("Try again", again) : dismiss());
-  throw error;
+  console.error(error);
+  say("Something in this page went wrong; its console says what.", "wrong", button("Try again", again));
 }
 
 function button(name, act) {
@@ -64,7 +65,8 @@ function lost(message, again) {
 }
 
 function countDown(seconds, again) {
-  say("The server has too many questions at once.", "wait", make("small", {}, ` Trying again ${inWords(seconds)} …`));
+  const ticking = make("small", { "aria-hidden": "true" }); // or each second would be read out
+  say("The server has too many questions at once.", "wait", ticking);
   const tick = (left) => {
     if (left <= 0) return again();
     find("banner").lastChild.textContent = ` Trying again ${inWords(left)} …`;
