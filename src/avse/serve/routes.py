@@ -126,7 +126,7 @@ class Api:
         )
 
     async def entries(self, after: Id = "", limit: int = 100) -> Response:
-        """Return entries page by page in the order of their ids."""
+        """Return entries page by page, in the order of their ids (of a Qdrant server in its own)."""
         if not 1 <= limit <= self._limits.page:
             raise HTTPException(422, f"limit={limit}: 1 to {self._limits.page} entries make a page")
         page, following = await self._engine.call(lambda _: self._uploads.page(after, limit))
