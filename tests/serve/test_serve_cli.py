@@ -119,7 +119,7 @@ def test_explanations_are_those_of_the_model(saved, photos):
 
 
 def test_answers_do_not_wait_for_acknowledgements():
-    """Asyncio sets TCP_NODELAY only where the listening socket names its protocol; without it each answer took 40 ms."""
+    """Asyncio sets TCP_NODELAY only where the listening socket names its protocol; without, an answer took 40 ms."""
     from avse.serve.run import listen
 
     with listen("127.0.0.1", 0) as made:
