@@ -83,7 +83,7 @@ def test_a_signal_ends_it_in_order(saved, number):
             url = re.search(r"http://127\.0\.0\.1:\d+/", lines[-1]).group()
             headers = {"Authorization": f"Bearer {TOKEN}"}
             answer = httpx.post(
-                f"{url}api/search", json={"query": "a dog"}, headers=headers, trust_env=False, timeout=60
+                f"{url}api/search", json={"query": "secretive dog " * 60}, headers=headers, trust_env=False, timeout=60
             )
             assert answer.status_code == 200 and len(answer.json()["hits"]) == 10
             process.send_signal(number)
@@ -91,6 +91,7 @@ def test_a_signal_ends_it_in_order(saved, number):
         finally:
             process.wait(60)
     assert process.returncode == 0, rest
+    assert "secretive" not in rest  # nor in the warning that it was cut
     assert TOKEN not in "".join(lines) + rest and "Traceback" not in rest and "the index is closed" in rest
     assert json.loads(rest.splitlines()[0])["route"] == "/api/search"
     with Index.open(saved) as index:  # the lock is free and its files are whole

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 import webbrowser
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
         OSError: The port is in use, or the index.
     """
     prepare_process()
+    if not args.log_queries:  # the warning quotes the sentence
+        warnings.filterwarnings("ignore", "a sentence was cut", UserWarning)
     token = args.token or os.environ.get("AVSE_TOKEN")
     place = _place(args)
     loopback = args.host in ("127.0.0.1", "localhost", "::1")
