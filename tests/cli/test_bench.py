@@ -52,7 +52,7 @@ def test_scoring(avse, tmp_path, in_this_process):
     assert {row["at"] for row in file["rows"] if row["measure"] == "matrix"} == {"20 x 30, P,Q,C = 3,2,8"}
 
     again = avse("bench", "scoring", *SMALL, "--out-json", kept)
-    assert again.code == 1 and f"{kept} exists; pass --force" in again.err and not again.out
+    assert again.code == 1 and f"{kept} is there already: choose another name or --force" in again.err and not again.out
 
 
 def test_scoring_of_a_model(avse, run_folder, scenes, in_this_process):
@@ -126,7 +126,7 @@ def test_train(avse, tmp_path, in_this_process):
     assert file["command"] == "avse bench train" and file["sizes"]["large"] == 5 and file["machine"]["threads"] == 1
     assert [row["measure"] for row in file["rows"]][-3:] == ["memory"] * 3
     again = avse(*small, "--out-json", kept)
-    assert again.code == 1 and f"{kept} exists; pass --force" in again.err and not again.out
+    assert again.code == 1 and f"{kept} is there already: choose another name or --force" in again.err and not again.out
     found = avse(*small, "--only", "encode", "--json").json
     assert {row["measure"] for row in found} == {"encode"} and found[1]["error"] <= 1e-5
     alone = avse("bench", "train", "--batch", 1)

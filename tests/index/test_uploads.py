@@ -272,3 +272,10 @@ def test_paths_that_are_refused(path):
         check_path(path, WHEN)
     with pytest.raises(ValueError, match="modified"):
         check_path("a.png", "yesterday")
+
+
+def test_a_store_without_places_refuses_to_list_from_one(tmp_path, encoder):
+    with Index.create(tmp_path / "x.avse", encoder, store="memory") as index:
+        with pytest.raises(ValueError, match="from the beginning alone"):
+            index.entries("a")
+        assert list(index.entries()) in ([], [[]])

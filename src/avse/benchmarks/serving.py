@@ -7,7 +7,6 @@ is measured in this process, so that what else the machine does falls on all ali
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -15,7 +14,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +22,7 @@ from avse.benchmarks.rows import at_least, at_most
 from avse.index import Index
 from avse.serve import Limits, create_app
 from avse.serve.run import Server, listen
+from avse.trainer.table import memory_bytes
 
 CLIENTS = (1, 8, 32)
 WORDS = (
@@ -99,18 +98,16 @@ def _memory(index: Index, sizes: Sizes, limits: Limits, random: np.random.Genera
     early = max(1, sizes.requests // 10)
     with _serving(index, limits) as port:
         _ask(port, 8, random, early, sizes.k)
-        first = resident_mib()
+        first = _resident_mib()
         _ask(port, 8, random, sizes.requests - early, sizes.k)
-        last = resident_mib()
+        last = _resident_mib()
     row = {"measure": "memory", "requests": sizes.requests, "early": early, "early_mib": first, "late_mib": last}
     row["grown_mib"] = last - first
     return {**row, "targets": [at_most(16, row, "grown_mib")]}
 
 
-def resident_mib() -> float:
-    """Return the resident size of this process in MiB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+def _resident_mib() -> float:
+    return (memory_bytes() or 0) / (1 << 20)
 
 
 def _ask(port: int, clients: int, random: np.random.Generator, count: int, k: int) -> dict[str, float]:

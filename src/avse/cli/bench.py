@@ -86,9 +86,7 @@ def _matching_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=count, default=7, help="timed turns (default: 7)")
     parser.add_argument("--threads", type=count, default=1, help="threads (default: 1)")
     parser.add_argument("--out", metavar="FILE.png", help="draw the figures (extra `plots`)")
-    parser.add_argument("--out-json", metavar="FILE.json", help="write the rows with the machine's line")
-    common.add_force(parser)
-    common.add_json(parser)
+    measured.add_outputs(parser)
 
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,9 +118,7 @@ def _index_arguments(parser: argparse.ArgumentParser) -> None:
         "--runs", type=count, default=3, help="turns of indexing, a search twice as many + 1 (default: 3)"
     )
     parser.add_argument("--threads", type=count, default=2, help="cores for indexing (default: 2); a search has one")
-    parser.add_argument("--out-json", metavar="FILE.json", help="write the rows with the machine's line")
-    common.add_force(parser)
-    common.add_json(parser)
+    measured.add_outputs(parser)
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -137,9 +133,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         "--only", action="append", choices=_TRAIN_PARTS, help="measure this part alone (may be repeated)"
     )
     parser.add_argument("--small", action="store_true", help="tiny encoders, to try it: their figures say nothing")
-    parser.add_argument("--out-json", metavar="FILE.json", help="write the rows with the machine's line")
-    common.add_force(parser)
-    common.add_json(parser)
+    measured.add_outputs(parser)
 
 
 def _shape(text: str) -> tuple[int, int, int]:

@@ -37,9 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=natural, default=0, help="of the random order (default: 0)")
     parser.add_argument("--threads", type=count, default=2, help="threads (default: 2)")
-    parser.add_argument("--out-json", metavar="FILE.json", help="write the rows with the machine's line")
-    common.add_force(parser)
-    common.add_json(parser)
+    measured.add_outputs(parser)
 
 
 def run(args: argparse.Namespace) -> int:

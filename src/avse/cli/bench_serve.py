@@ -23,9 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--requests", type=common.natural_int, default=20_000, help="for the memory (default: 20000; 0: not measured)"
     )
     parser.add_argument("--threads", type=count, default=2, help="of the model (default: 2)")
-    parser.add_argument("--out-json", metavar="FILE.json", help="write the rows with the machine's line")
-    common.add_force(parser)
-    common.add_json(parser)
+    measured.add_outputs(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,17 +5,24 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from avse.cli import common
+
+
+def add_outputs(parser: argparse.ArgumentParser) -> None:
+    """Declare where the rows go."""
+    parser.add_argument("--out-json", metavar="FILE.json", help="write the rows with the machine's line")
+    common.add_force(parser)
+    common.add_json(parser)
+
 
 def check_outputs(args: argparse.Namespace) -> None:
     """Refuse files that are there already, and a plot that cannot be drawn."""
-    from pathlib import Path
-
+    from avse import files
     from avse.benchmarks import plot
 
     out = getattr(args, "out", None)
     for path in filter(None, (out, args.out_json)):
-        if Path(path).exists() and not args.force:
-            raise FileExistsError(f"{path} exists; pass --force to replace it")
+        files.check_target(path, args.force)
     if out:
         plot.check_plots()
 

@@ -300,10 +300,16 @@ class Index:
     def entries(self, after: str | None = None) -> Iterator[list[tuple[str, Payload]]]:
         """Yield all ids with their payloads page by page, in memory that does not grow with the index.
 
-        A server has an order of its own, and gives those behind the place of the id ``after``; others let it be.
+        Those behind the place of the id ``after``, in an order of its own, a server gives and one embedded shard.
+
+        Raises:
+            ValueError: ``after`` for another store.
         """
-        store = self._store
-        return store.entries(after) if isinstance(store, PointStore) else store.entries()
+        if after is None:
+            return self._store.entries()
+        if not isinstance(self._store, PointStore):
+            raise ValueError(f"{self.location} lists its entries from the beginning alone: leave after= out")
+        return self._store.entries(after)
 
     def verify(self) -> Iterator[str]:
         """Read everything and yield a sentence for each damage found; nothing where manifest and entries are whole.

@@ -72,13 +72,18 @@ def path_payload(name: str, paths: list[str]) -> Payload:
     return {"path": name, "paths": paths, "name": last, "folder": folder}
 
 
+def is_sha256(text: str) -> bool:
+    """Tell whether it is a SHA-256 as this house writes it: 64 lower-case hexadecimal digits."""
+    return _SHA256.fullmatch(text) is not None
+
+
 def upload_file(folder: Path, content: str) -> Path:
     """Return where the index in ``folder`` keeps an uploaded picture of this SHA-256.
 
     Raises:
         ValueError: It is none.
     """
-    if _SHA256.fullmatch(content) is None:
+    if not is_sha256(content):
         raise ValueError(f"{content!r} is no SHA-256: 64 hexadecimal digits are wanted")
     return folder / "uploads" / content[:2] / content
 
@@ -86,7 +91,7 @@ def upload_file(folder: Path, content: str) -> Path:
 def is_upload(payload: Payload) -> bool:
     """Tell whether an entry is of an uploaded picture; others may have a field of that name, of their own."""
     content = payload.get("sha256")
-    return payload.get(UPLOADED) is True and isinstance(content, str) and _SHA256.fullmatch(content) is not None
+    return payload.get(UPLOADED) is True and isinstance(content, str) and is_sha256(content)
 
 
 def picture_file(folder: Path | None, source: Path | None, payload: Payload) -> Path | None:

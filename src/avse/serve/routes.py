@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from avse.index import Hit, Index
 from avse.index import Query as Question
 from avse.index.asking import judge
 from avse.index.contract import Payload
-from avse.index.pictures import is_upload
+from avse.index.pictures import is_sha256, is_upload
 from avse.index.uploads import LONGEST_PATH, Uploads, check_path
 from avse.serve.asks import check_words, read_ask, unfit_picture
 from avse.serve.engine import Engine
@@ -36,7 +35,6 @@ from avse.serve.wire import Session
 _T = TypeVar("_T")
 _DECODERS = 2
 _FACETS_SECONDS = 10.0
-_SHA256 = re.compile("[0-9a-f]{64}")
 Id = Annotated[str, Query(max_length=4 * LONGEST_PATH, examples=["2019/sea.jpg"])]
 InId = Annotated[str, InPath(examples=["2019/sea.jpg"])]
 
@@ -165,7 +163,7 @@ class Api:
             check_path(path, modified)
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
-        if _SHA256.fullmatch(sha256) is None:
+        if not is_sha256(sha256):
             raise HTTPException(422, "sha256: 64 lower-case hexadecimal digits are wanted")
         data = await request.body()
         if await self._aside(lambda: hashlib.sha256(data).hexdigest()) != sha256:

@@ -14,8 +14,6 @@ from PIL import Image
 
 from avse.images import read_image
 
-SIZES = (320, 1280)
-"""The longer side of a thumbnail may have so many pixels."""
 QUALITY = 85
 
 

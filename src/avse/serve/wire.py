@@ -69,7 +69,7 @@ class EntryOut(Entry):
 
 
 class Page(BaseModel):
-    """Some entries in the order of their ids; ``next`` is what to give as ``after``, null at the end."""
+    """Some entries; ``next`` is what to give as ``after``, null at the end."""
 
     entries: list[Entry]
     next: str | None
