@@ -101,7 +101,8 @@ def test_matching(avse, tmp_path):
     assert kept["command"] == "avse bench matching --images 4 --texts 8 --runs 1 --threads 1"
 
     again = avse(*small)
-    assert again.code == 1 and f"{rows} is there already: choose another name or --force" in again.err.replace(str(plot), str(rows))
+    told = again.err.replace(str(plot), str(rows))
+    assert again.code == 1 and f"{rows} is there already: choose another name or --force" in told
     found = avse("bench", "matching", "--images", 4, "--texts", 8, "--runs", 1, "--json").json
     assert [row["measure"] for row in found] == ["pair"] * 5 + ["growth"] * 3
 
