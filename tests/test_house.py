@@ -22,7 +22,7 @@ FLOORS = {
     "model": 3, "features": 3, "eccv": 3,
     "explain": 4, "inputs": 4, "start": 4, "official": 4, "protocols": 4,
     "evaluate": 5, "rankings": 5, "check": 5, "leaks": 5, "scale": 5,
-    "report": 6, "serve": 6, "trainer": 6,
+    "export": 6, "report": 6, "serve": 6, "trainer": 6,
     "experiment": 7, "benchmarks": 7,
     "demo": 8,
     "ablate": 8,
