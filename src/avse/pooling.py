@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from avse.precision import exact_float32
+
 
 class GPO(nn.Module):
     """Pool a set of tokens into one vector.
@@ -33,6 +35,7 @@ class GPO(nn.Module):
         self.gru = nn.GRU(code_width, hidden, batch_first=True, bidirectional=True)
         self.linear = nn.Linear(hidden, 1, bias=False)
 
+    @exact_float32()
     def weights(self, lengths: Tensor) -> Tensor:
         """Return the position weights of sets of the given sizes: (U,) int64 -> (U, max) summing to 1, 0 beyond.
 

@@ -56,7 +56,7 @@ def test_ways_take_turns_and_the_median_counts(monkeypatch):
 
 def test_rows_of_known_times(monkeypatch):
     """Each way takes as many seconds as its place: what a row holds can be told by hand."""
-    monkeypatch.setattr(matching, "interleaved", lambda ways, runs: {key: i + 1.0 for i, key in enumerate(ways)})
+    monkeypatch.setattr(matching, "interleaved", lambda ways, *_, **__: {key: i + 1.0 for i, key in enumerate(ways)})
     rows = measure_matching(SMALL, runs=1)
     pairs, growth = rows[:5], rows[5:]
     assert [row["way"] for row in pairs[:3]] == ["cosine, width V·D", "AEOM", "SCAN, a caption at a time"]

@@ -98,7 +98,7 @@ def test_matching(avse, tmp_path):
         assert picture.format == "PNG" and picture.width > 800
     kept = json.loads(rows.read_text())
     assert len(kept["rows"]) == 8 and kept["machine"]["threads"] == 1 and kept["sizes"]["embed_dim"] == 1024
-    assert kept["command"] == "avse bench matching --images 4 --texts 8 --runs 1 --threads 1"
+    assert kept["command"] == "avse bench matching --images 4 --texts 8 --runs 1 --threads 1 --device cpu"
 
     again = avse(*small)
     told = again.err.replace(str(plot), str(rows))
@@ -110,7 +110,7 @@ def test_matching(avse, tmp_path):
 def test_matching_without_matplotlib_says_the_way_out_before_timing(avse, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     said = avse("bench", "matching", "--out", tmp_path / "matching.png")
-    assert said.code == 1 and "pip install 'avse[plots]'" in said.err and not said.out
+    assert said.code == 1 and 'pip install "avse[plots]"' in said.err and not said.out
 
 
 def test_train(avse, tmp_path, in_this_process):

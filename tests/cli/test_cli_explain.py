@@ -31,9 +31,9 @@ def test_an_id_a_file_and_a_model_give_one_answer_that_adds_up(avse, run_folder,
     name, sentence = names(place)[3], "a red circle above a blue square"
     file, model = place / "pictures" / name, run_folder / "model"
     said = [
-        avse("explain", place / "i.avse", name, sentence, "--json"),
-        avse("explain", place / "i.avse", file, sentence, "--json"),
-        avse("explain", model, file, sentence, "--json"),
+        avse("explain", place / "i.avse", name, sentence, "--device", "cpu", "--json"),
+        avse("explain", place / "i.avse", file, sentence, "--device", "cpu", "--json"),
+        avse("explain", model, file, sentence, "--device", "cpu", "--json"),
         avse("explain", place / "i.avse", name, sentence, "--model", model, "--device", "cpu", "--json"),
     ]
     assert [one.code for one in said] == [0, 0, 0, 0], said[0].err

@@ -157,7 +157,7 @@ def test_a_real_run_and_one_of_the_first_version(avse, run_folder, tmp_path):
     write_json(tmp_path / "old" / "history.json", history)
     (tmp_path / "old" / "model").mkdir()
     again = table(avse("runs", tmp_path).out)["old"]
-    blank = {"name": "", "data": "", "pictures": ""}
+    blank = {"name": "", "data": "", "pictures": "", "device": ""}
     assert {**again, **blank} == {**row, **blank}
 
 

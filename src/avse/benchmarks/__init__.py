@@ -27,13 +27,14 @@ _THREADS = ("OMP", "OPENBLAS", "MKL", "NUMBA", "RAYON")
 """Libraries that read <NAME>_NUM_THREADS when they are loaded."""
 
 
-def machine() -> dict[str, Any]:
-    """Return what a figure of speed stands with: processor, cores, versions, threads, date (UTC)."""
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """Return what a figure of speed stands with: processor, cores, GPU where it was used, versions, threads, date."""
     import torch
 
     from avse.trainer.record import processor
 
     return {
+        **({} if device == "cpu" else {"gpu": torch.cuda.get_device_name(device)}),
         "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -50,21 +51,25 @@ def units(random: int | np.random.Generator, *shape: int) -> NDArray[np.float32]
     return values
 
 
-def interleaved(ways: Mapping[_Name, Callable[[], object]], runs: int) -> dict[_Name, float]:
+def interleaved(ways: Mapping[_Name, Callable[[], object]], runs: int, *, device: str = "cpu") -> dict[_Name, float]:
     """Time several ways in turns, so that a slow moment of the machine hits all of them.
 
     Args:
         ways: name -> what to run.
         runs: timed turns; one turn before them is not counted.
+        device: where they compute; a GPU is waited for.
 
     Returns:
         name -> median seconds.
     """
+    wait = _synchronize if device != "cpu" else time.perf_counter
     seconds: dict[_Name, list[float]] = {name: [] for name in ways}
     for turn in range(runs + 1):
         for name, way in ways.items():
+            wait()
             started = time.perf_counter()
             way()
+            wait()
             if turn:
                 seconds[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}
@@ -87,15 +92,23 @@ def in_process(threads: int, measure: Callable[..., _Found], *arguments: object)
 
 
 def peak_bytes() -> int:
-    """Return the largest resident size that this process has had since it loaded its program."""
+    """Return the largest resident size that this process has had since it loaded its program; 0: not told here."""
     status = Path("/proc/self/status")
     if status.is_file():  # what the system's call tells is no less than the parent's size
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        line = next(line for line in status.read_text("utf-8").splitlines() if line.startswith("VmHWM:"))
         return 1024 * int(line.split()[1])
-    import resource
-
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _synchronize() -> None:
+    import torch
+
+    torch.cuda.synchronize()
 
 
 def _hold(cores: int) -> None:

@@ -49,6 +49,17 @@ class Sizes:
     queries: int = 64
 
 
+@dataclass(frozen=True)
+class _Draw:
+    """Random unit vectors on a device."""
+
+    random: np.random.Generator
+    device: str
+
+    def __call__(self, *shape: int) -> Tensor:
+        return torch.from_numpy(units(self.random, *shape)).to(self.device)
+
+
 class _Way(NamedTuple):
     """One thing to time: float32 and float64 of the same scores, and the pairs in it."""
 
@@ -57,13 +68,16 @@ class _Way(NamedTuple):
     pairs: int
 
 
-def measure_matching(sizes: Sizes | None = None, *, runs: int = 7, threads: int = 1) -> list[dict[str, Any]]:
+def measure_matching(
+    sizes: Sizes | None = None, *, runs: int = 7, threads: int = 1, device: str = "cpu"
+) -> list[dict[str, Any]]:
     """Time a pair in every way, and AEOM's growth in C, D and the gallery.
 
     Args:
         sizes: what is timed.
         runs: timed turns, of which the median is taken.
         threads: threads of torch.
+        device: where the scores are computed, "cpu" or "cuda".
 
     Returns:
         Rows of two kinds. `measure: pair` has way, us_per_pair, against_cosine, against_aeom (times as dear).
@@ -76,15 +90,16 @@ def measure_matching(sizes: Sizes | None = None, *, runs: int = 7, threads: int 
     sizes = sizes or Sizes()
     torch.set_num_threads(threads)
     random = np.random.default_rng(0)
-    pairs = _pair_ways(sizes, random)
-    series = _growth_ways(sizes, random)
+    draw = _Draw(random, device)
+    pairs = _pair_ways(sizes, draw)
+    series = _growth_ways(sizes, draw)
     ways: dict[tuple[str, str | int], _Way] = {("pair", name): way for name, way in pairs.items()}
     for over, (_, points) in series.items():
         ways |= {(over, size): way for size, way in points.items()}
     for key, way in ways.items():
         if (worst := float((way.score() - way.truth()).abs().max())) > TOLERANCE:
             raise RuntimeError(f"{key} differs from float64 by {worst:.1e}, more than {TOLERANCE:.0e}")
-    seconds = interleaved({key: way.score for key, way in ways.items()}, runs)
+    seconds = interleaved({key: way.score for key, way in ways.items()}, runs, device=device)
     cost = {key: value / ways[key].pairs * 1e6 for key, value in seconds.items()}
     rows: list[dict[str, Any]] = [
         {
@@ -123,21 +138,17 @@ def exponent(points: list[tuple[int, float]]) -> float:
     return float(np.polyfit(sizes, values, 1)[0])
 
 
-def _pair_ways(sizes: Sizes, random: np.random.Generator) -> dict[str, _Way]:
+def _pair_ways(sizes: Sizes, draw: _Draw) -> dict[str, _Way]:
     """The ways of a pair: cosine, AEOM, and SCAN as published and in two other forms."""
     wide = sizes.views * sizes.embed_dim
-    left, right = (
-        torch.from_numpy(units(random, sizes.images, wide)),
-        torch.from_numpy(units(random, sizes.texts, wide)),
-    )
+    left, right = draw(sizes.images, wide), draw(sizes.texts, wide)
     blocks = wide // sizes.block_width, sizes.embed_dim // sizes.block_width
     ways = {
         COSINE: _Way(lambda: left @ right.T, lambda: left.double() @ right.double().T, sizes.images * sizes.texts),
-        AEOM: _aeom_way(random, sizes.images, sizes.texts, (*blocks, sizes.block_width)),
+        AEOM: _aeom_way(draw, sizes.images, sizes.texts, (*blocks, sizes.block_width)),
     }
     images, texts = sizes.scan_batch
-    regions = torch.from_numpy(units(random, images, sizes.regions, sizes.embed_dim))
-    words = torch.from_numpy(units(random, texts, sizes.words, sizes.embed_dim))
+    regions, words = draw(images, sizes.regions, sizes.embed_dim), draw(texts, sizes.words, sizes.embed_dim)
     few = regions[:8], words[:8]
     for name, way, inputs in (
         (SCAN, scan.scan_by_caption, (regions, words)),
@@ -149,10 +160,10 @@ def _pair_ways(sizes: Sizes, random: np.random.Generator) -> dict[str, _Way]:
     return ways
 
 
-def _growth_ways(sizes: Sizes, random: np.random.Generator) -> dict[str, tuple[str, dict[int, _Way]]]:
+def _growth_ways(sizes: Sizes, draw: _Draw) -> dict[str, tuple[str, dict[int, _Way]]]:
     """Series of AEOM: what grows -> (what stays, size -> way)."""
     width, views = sizes.block_width, sizes.views
-    pair = partial(_aeom_way, random, sizes.images, sizes.texts)
+    pair = partial(_aeom_way, draw, sizes.images, sizes.texts)
     paper = views * sizes.embed_dim // width, sizes.embed_dim // width, width
     shown = ",".join(map(str, paper))
     return {
@@ -160,17 +171,14 @@ def _growth_ways(sizes: Sizes, random: np.random.Generator) -> dict[str, tuple[s
         "D": (f"C = {width}, V = {views}", {d: pair((views * d // width, d // width, width)) for d in sizes.dims}),
         "gallery": (
             f"P,Q,C = {shown}, {sizes.queries} queries at a time",
-            {n: _aeom_way(random, n, sizes.queries, paper) for n in sizes.gallery},
+            {n: _aeom_way(draw, n, sizes.queries, paper) for n in sizes.gallery},
         ),
     }
 
 
-def _aeom_way(random: np.random.Generator, images: int, texts: int, shape: tuple[int, int, int]) -> _Way:
+def _aeom_way(draw: _Draw, images: int, texts: int, shape: tuple[int, int, int]) -> _Way:
     blocks, queries, width = shape
-    left, right = (
-        torch.from_numpy(units(random, images, blocks, width)),
-        torch.from_numpy(units(random, texts, queries, width)),
-    )
+    left, right = draw(images, blocks, width), draw(texts, queries, width)
 
     def truth() -> Tensor:
         """Einsum and max of the definition, in float64 and a few images at a time."""

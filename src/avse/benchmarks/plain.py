@@ -21,21 +21,23 @@ from avse.heads import unit_blocks
 from avse.inputs import Inputs
 from avse.model import AVSE
 from avse.pooling import GPO, position_codes
+from avse.precision import exact_float32
 
 _FAR = -10000.0
 """What research code fills padding with."""
 
 
+@exact_float32()
 def plain_pool(pool: GPO, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
     """Pool tokens (B, K, D) under a mask (B, K), by the weights of a GPO -> (B, D)."""
     batch, count, _ = tokens.shape
-    valid = torch.ones(batch, count, dtype=torch.bool) if mask is None else mask.bool()
+    valid = torch.ones(batch, count, dtype=torch.bool, device=tokens.device) if mask is None else mask.bool()
     lengths = valid.sum(dim=1)
-    codes = position_codes(count, pool.code_width).expand(batch, -1, -1)
-    packed = pack_padded_sequence(codes, lengths, batch_first=True, enforce_sorted=False)
+    codes = position_codes(count, pool.code_width).to(tokens.device).expand(batch, -1, -1)
+    packed = pack_padded_sequence(codes, lengths.cpu(), batch_first=True, enforce_sorted=False)
     states, _ = pad_packed_sequence(pool.gru(packed)[0], batch_first=True, total_length=count)
     forward, backward = states.chunk(2, dim=-1)
-    beyond = (torch.arange(count) >= lengths[:, None])[..., None]
+    beyond = (torch.arange(count, device=tokens.device) >= lengths[:, None])[..., None]
     logits = pool.linear((forward + backward) / 2) / pool.temperature
     weights = logits.masked_fill(beyond, _FAR).softmax(dim=1)
     ordered = tokens.masked_fill(~valid[..., None], _FAR).sort(dim=1, descending=True).values
@@ -69,9 +71,11 @@ def encode_plainly(model: AVSE, inputs: Inputs, batch_size: int) -> tuple[np.nda
     model.eval()
     with pooled_plainly(model), torch.inference_mode():
         for rows, pixels in zip(pairs, Ahead(inputs.images.batch(owner[rows]) for rows in pairs)):
-            views = view_by_view(model, pixels, model.sampling(model.image_encoder.grid, len(pixels)))
+            cells = model.sampling(model.image_encoder.grid, len(pixels)).to(model.device)
+            views = view_by_view(model, pixels.to(model.device), cells)
             images.append(unit_blocks(model.unit_views(views), model.block_width))
             tokens = model.text_encoder.tokenize([captions[row] for row in rows])
-            texts.append(model.embed_tokens(tokens.input_ids, tokens.attention_mask))
+            read = tokens.input_ids.to(model.device), tokens.attention_mask.to(model.device)
+            texts.append(model.embed_tokens(*read))
     first = np.unique(owner, return_index=True)[1]
-    return torch.cat(images).numpy()[first], torch.cat(texts).numpy()
+    return torch.cat(images).cpu().numpy()[first], torch.cat(texts).cpu().numpy()

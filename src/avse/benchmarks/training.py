@@ -93,7 +93,7 @@ class Sizes:
 
 
 def measure_training(
-    sizes: Sizes, *, parts: Sequence[str], runs: int = 3, threads: int = 1
+    sizes: Sizes, *, parts: Sequence[str], runs: int = 3, threads: int = 1, device: str = "cpu"
 ) -> Iterator[dict[str, Any]]:
     """Measure the chosen parts.
 
@@ -102,6 +102,7 @@ def measure_training(
         parts: some of encode, step, compile, memory.
         runs: timed turns, of which medians are taken; memory is measured once.
         threads: cores that a process may use.
+        device: where the model computes, "cpu" or "cuda"; the targets are those of a processor.
 
     Yields:
         Rows of `FIELDS`.
@@ -114,14 +115,15 @@ def measure_training(
         make_encoders(work, sizes.small)
         for part, measure in (("encode", _encode), ("step", _step), ("compile", _compile)):
             if part in parts:
-                yield from in_process(threads, measure, work, sizes, runs)
+                rows = in_process(threads, measure, work, sizes, runs, device)
+                yield from (row if device == "cpu" else row | {"targets": []} for row in rows)
         if "memory" in parts:
-            yield from _memory(work, sizes, threads)
+            yield from _memory(work, sizes, threads, device)
 
 
-def _encode(work: Path, sizes: Sizes, runs: int) -> list[dict[str, Any]]:
+def _encode(work: Path, sizes: Sizes, runs: int, device: str) -> list[dict[str, Any]]:
     keep_freed_memory()
-    model = make_model(work)
+    model = make_model(work).to(device)
     inputs = open_inputs(model, make_dataset(work, sizes.images, sizes.captions))
     groups = text_groups(inputs.dataset.captions)
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -134,10 +136,12 @@ def _encode(work: Path, sizes: Sizes, runs: int) -> list[dict[str, Any]]:
 
     ways: dict[str, _Way] = {"plain": lambda: keep("plain", lambda: encode_plainly(model, inputs, sizes.together))}
     ways["avse fp32"] = lambda: keep("avse fp32", lambda: ours("fp32"))
-    if _has_half():
+    if _has_half(device):
         ways["avse bf16"] = lambda: keep("avse bf16", lambda: ours("bf16"))
     with torch.inference_mode():
-        medians = interleaved({**ways, "bare": lambda: _bare_encode(model, inputs, sizes.together)}, runs)
+        medians = interleaved(
+            {**ways, "bare": lambda: _bare_encode(model, inputs, sizes.together)}, runs, device=device
+        )
     captions = sizes.images * sizes.captions
     at = f"{sizes.images} pictures, {captions} captions, {sizes.together} at a time"
     rows = []
@@ -158,22 +162,22 @@ def _bare_encode(model: AVSE, inputs: Any, together: int) -> None:
     """Encode every picture and text once, without the heads."""
     for start in range(0, inputs.dataset.num_images, together):
         rows = range(inputs.dataset.num_images)[start : start + together]
-        model.image_tokens(inputs.images.batch(rows))
+        model.image_tokens(inputs.images.batch(rows).to(model.device))
     ordered = sorted(inputs.dataset.captions, key=lambda caption: caption.count(" "))
     for start in range(0, len(ordered), together):
         tokens = model.text_encoder.tokenize(ordered[start : start + together])
-        model.text_encoder(tokens.input_ids, tokens.attention_mask)
+        model.text_encoder(tokens.input_ids.to(model.device), tokens.attention_mask.to(model.device))
 
 
-def _step(work: Path, sizes: Sizes, runs: int) -> list[dict[str, Any]]:
+def _step(work: Path, sizes: Sizes, runs: int, device: str) -> list[dict[str, Any]]:
     keep_freed_memory()
-    levers = _Levers(work, sizes.batch)
-    names = [name for name in LEVERS if _has_half() or name not in _HALF]
+    levers = _Levers(work, sizes.batch, device)
+    names = [name for name in LEVERS if _has_half(device) or name not in _HALF]
     numbers = {name: levers.numbers(name) for name in names}
     ways: dict[Any, _Way] = {name: lambda name=name: levers.step(name) for name in names}  # type: ignore[misc]
-    for half in (False, True)[: 1 + _has_half()]:
+    for half in (False, True)[: 1 + _has_half(device)]:
         ways[half] = lambda half=half: levers.bare(half)  # type: ignore[misc]
-    medians = interleaved(ways, runs)
+    medians = interleaved(ways, runs, device=device)
     rows: list[dict[str, Any]] = []
     for name in names:
         row = _row("step", name, f"batch {sizes.batch}", medians[name], medians["plain"])
@@ -191,9 +195,9 @@ def _step(work: Path, sizes: Sizes, runs: int) -> list[dict[str, Any]]:
 class _Levers:
     """A model, a batch, and steps on it."""
 
-    def __init__(self, work: Path, count: int) -> None:
-        self.model = make_model(work)
-        self.batch = make_batch(self.model, count)
+    def __init__(self, work: Path, count: int, device: str) -> None:
+        self.model = make_model(work).to(device)
+        self.batch = make_batch(self.model, count).to(self.model.device)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizers = [
             torch.optim.AdamW(self.parameters, lr=_RATE, weight_decay=0.0, foreach=False, fused=fused)
@@ -222,7 +226,7 @@ class _Levers:
         """Go through the encoders alone, there and back."""
         self.model.zero_grad()
         _keep_activations(self.model)
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=half):
             images = self.model.image_tokens(self.batch.images, self.batch.views)
             texts = self.model.text_encoder(self.batch.texts, self.batch.mask)
         torch.autograd.backward([images, texts], [torch.ones_like(images), torch.ones_like(texts)])
@@ -244,15 +248,16 @@ class _Levers:
             texts = model.embed_tokens(batch.texts, batch.mask)
         scores = aeom(unit_blocks(model.unit_views(views), model.block_width), texts) / model.num_text_blocks
         regular = CrossViewDecorrelationLoss(_CONFIG.off_diagonal_weight)(views)
-        loss = InfoNCE(_CONFIG.temperature)(scores, true_matches(batch.image_ids, batch.captions))
+        matches = true_matches(batch.image_ids, batch.captions).to(model.device)
+        loss = InfoNCE(_CONFIG.temperature).to(model.device)(scores, matches)
         loss = loss + _CONFIG.decorrelation_weight * regular
         loss.backward()
         return loss.detach()
 
 
-def _compile(work: Path, sizes: Sizes, runs: int) -> list[dict[str, Any]]:
+def _compile(work: Path, sizes: Sizes, runs: int, device: str) -> list[dict[str, Any]]:
     """Take the whole step with and without torch.compile, in bf16 where that is fast."""
-    precision = resolve_precision("cpu", "auto")
+    precision = resolve_precision(device, "auto")
     at = f"batch {sizes.batch}, {precision}"
     if not any(map(shutil.which, ("c++", "g++", "clang++"))):
         return [_row("compile", "torch.compile", at) | {"note": "not measured: there is no C++ compiler"}]
@@ -260,18 +265,18 @@ def _compile(work: Path, sizes: Sizes, runs: int) -> list[dict[str, Any]]:
     ways: dict[str, _Way] = {}
     first = {}
     for way, compiled in (("without", False), ("torch.compile", True)):
-        model, step = _trained(work, _config(precision=precision, compile=compiled))
-        batch, started = make_batch(model, sizes.batch), time.perf_counter()
+        model, step = _trained(work, _config(precision=precision, compile=compiled), device)
+        batch, started = make_batch(model, sizes.batch).to(model.device), time.perf_counter()
         step(batch)
         first[way] = time.perf_counter() - started
         ways[way] = lambda step=step, batch=batch: step(batch)  # type: ignore[misc]
-    medians = interleaved(ways, runs)
+    medians = interleaved(ways, runs, device=device)
     rows = [_row("compile", way, at, medians[way], medians["without"]) for way in ways]
     rows[1]["note"] = f"its first step took {first['torch.compile'] - first['without']:.0f} s longer: it compiles"
     return rows
 
 
-def _memory(work: Path, sizes: Sizes, threads: int) -> Iterator[dict[str, Any]]:
+def _memory(work: Path, sizes: Sizes, threads: int, device: str) -> Iterator[dict[str, Any]]:
     chunk, large = sizes.chunk, sizes.large
     ways: dict[str, tuple[int, dict[str, Any]]] = {
         f"batch {chunk}": (chunk, {}),
@@ -280,27 +285,28 @@ def _memory(work: Path, sizes: Sizes, threads: int) -> Iterator[dict[str, Any]]:
     }
     first = 0
     for way, (count, changes) in ways.items():
-        peak, seconds = in_process(threads, _peak, work, count, changes)
+        peak, seconds = in_process(threads, _peak, work, count, changes, device)
         first = first or peak
         row = _row("memory", way, "one step, fp32", seconds) | {"peak_mib": round(peak / 2**20), "ratio": peak / first}
-        if "chunk_size" in changes:
+        if "chunk_size" in changes and device == "cpu":
             row["targets"] = [at_most(1.25, row, "ratio")]
         yield row
 
 
-def _peak(work: Path, count: int, changes: dict[str, Any]) -> tuple[int, float]:
-    """Take a step on so many pairs; return the peak of the process in bytes, and the step's seconds."""
+def _peak(work: Path, count: int, changes: dict[str, Any], device: str) -> tuple[int, float]:
+    """Take a step on so many pairs; return the peak of the process (or on the GPU) in bytes, and the step's seconds."""
     keep_freed_memory()
-    model, step = _trained(work, _config(**changes))
-    step(make_batch(model, 2))  # AdamW's state is there from now on, as in any training
-    batch, started = make_batch(model, count), time.perf_counter()
+    model, step = _trained(work, _config(**changes), device)
+    step(make_batch(model, 2).to(model.device))  # AdamW's state is there from now on, as in any training
+    batch, started = make_batch(model, count).to(model.device), time.perf_counter()
     step(batch)
-    return peak_bytes(), time.perf_counter() - started
+    seconds = time.perf_counter() - started  # a step ends with numbers that the GPU was waited for
+    return peak_bytes() if device == "cpu" else torch.cuda.max_memory_allocated(), seconds
 
 
-def _trained(work: Path, config: TrainConfig) -> tuple[AVSE, Callable[[Batch], object]]:
+def _trained(work: Path, config: TrainConfig, device: str) -> tuple[AVSE, Callable[[Batch], object]]:
     """Return a model and what takes a step on it."""
-    model = make_model(work)
+    model = make_model(work).to(device)
     step, optimizer = Step(model, config), torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=0.0, fused=True)
     return model, lambda batch: step(batch, optimizer, 1)
 
@@ -316,8 +322,8 @@ def _keep_activations(model: AVSE) -> None:
             vars(module)["gradient_checkpointing"] = False
 
 
-def _has_half() -> bool:
-    return resolve_precision("cpu", "auto") == "bf16"
+def _has_half(device: str) -> bool:
+    return resolve_precision(device, "auto") == "bf16"
 
 
 def _row(measure: str, way: str, at: str, seconds: float | None = None, first: float | None = None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from avse.cli import bench_explain, bench_serve, bench_weak, common, measured
+from avse.cli import bench_explain, bench_export, bench_serve, bench_soak, bench_weak, common, measured
 
 _TRAIN_PARTS = ("encode", "step", "compile", "memory")
 _PARTS = ("matrix", "top-k", "queries", "ranks")
@@ -16,7 +16,9 @@ KINDS = {
     "train": "evaluation encode, training step and memory against the plain way of research scripts, lever by lever",
     "evaluate": "the whole of an evaluation on random embeddings of COCO 5K's size: seconds and peak memory",
     "explain": "explanations against known boxes, and what deleting the explained patches does to the score",
+    "export": "each format of avse export: largest difference of a score, size, time of a query",
     "serve": "latency and throughput of avse serve at 1, 8 and 32 clients, with and without batching; steady memory",
+    "soak": "an index used without a pause for ten minutes: memory, file handles and disk stay flat, or exit 1",
     "weak": "how often a question without an answer passes as answered, and the recall that the threshold costs",
 }
 
@@ -86,6 +88,7 @@ def _matching_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=count, default=7, help="timed turns (default: 7)")
     parser.add_argument("--threads", type=count, default=1, help="threads (default: 1)")
     parser.add_argument("--out", metavar="FILE.png", help="draw the figures (extra `plots`)")
+    measured.add_device(parser)
     measured.add_outputs(parser)
 
 
@@ -124,6 +127,7 @@ def _index_arguments(parser: argparse.ArgumentParser) -> None:
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
     count = common.positive_int
     parser.add_argument("--images", type=count, default=16, help="pictures encoded, of 5 captions (default: 16)")
+    parser.add_argument("--together", type=count, default=16, help="pictures encoded at a time (default: 16)")
     parser.add_argument("--batch", type=count, default=8, help="pairs of a step, 2 or more (default: 8)")
     parser.add_argument("--chunk", type=count, default=16, help="pairs of a chunk, for memory (default: 16)")
     parser.add_argument("--large", type=count, default=256, help="pairs of a batch in chunks (default: 256)")
@@ -133,6 +137,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         "--only", action="append", choices=_TRAIN_PARTS, help="measure this part alone (may be repeated)"
     )
     parser.add_argument("--small", action="store_true", help="tiny encoders, to try it: their figures say nothing")
+    measured.add_device(parser)
     measured.add_outputs(parser)
 
 
@@ -212,10 +217,10 @@ def _matching(args: argparse.Namespace) -> int:
         gallery=(4 * args.images, 8 * args.images, 16 * args.images, 32 * args.images),
         queries=min(64, args.texts),
     )
-    rows = measure_matching(sizes, runs=args.runs, threads=args.threads)
+    rows = measure_matching(sizes, runs=args.runs, threads=args.threads, device=args.device)
     for row in rows:
         common.emit(row) if args.json else print(_matching_line(row))
-    asked = " ".join(f"--{name} {getattr(args, name)}" for name in ("images", "texts", "runs", "threads"))
+    asked = " ".join(f"--{name} {getattr(args, name)}" for name in ("images", "texts", "runs", "threads", "device"))
     told = {"command": f"avse bench matching {asked}", "sizes": vars(sizes)}
     line = measured.finish(args, rows, told, f"; medians of {args.runs}")
     if args.out:
@@ -292,9 +297,13 @@ def _train(args: argparse.Namespace) -> int:
     if args.batch < 2:
         raise common.MisuseError(f"--batch {args.batch}: a step needs 2 pairs or more, or there is no negative")
     measured.check_outputs(args)
-    sizes = Sizes(args.images, batch=args.batch, chunk=args.chunk, large=args.large, small=args.small)
+    sizes = Sizes(
+        args.images, batch=args.batch, together=args.together, chunk=args.chunk, large=args.large, small=args.small
+    )
     rows: list[dict[str, Any]] = []
-    for row in measure_training(sizes, runs=args.runs, threads=args.threads, parts=args.only or _TRAIN_PARTS):
+    for row in measure_training(
+        sizes, runs=args.runs, threads=args.threads, parts=args.only or _TRAIN_PARTS, device=args.device
+    ):
         if args.json:
             common.emit(row)
         else:
@@ -345,7 +354,9 @@ _ARGUMENTS = {
     "train": _train_arguments,
     "evaluate": _evaluate_arguments,
     "explain": bench_explain.add_arguments,
+    "export": bench_export.add_arguments,
     "serve": bench_serve.add_arguments,
+    "soak": bench_soak.add_arguments,
     "weak": bench_weak.add_arguments,
 }
 _RUNS = {
@@ -355,6 +366,8 @@ _RUNS = {
     "train": _train,
     "evaluate": _evaluate,
     "explain": bench_explain.run,
+    "export": bench_export.run,
     "serve": bench_serve.run,
+    "soak": bench_soak.run,
     "weak": bench_weak.run,
 }

@@ -15,8 +15,13 @@ def add_outputs(parser: argparse.ArgumentParser) -> None:
     common.add_json(parser)
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Declare what is measured: the processor, unless a GPU is asked for."""
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="what computes (default: cpu)")
+
+
 def check_outputs(args: argparse.Namespace) -> None:
-    """Refuse files that are there already, and a plot that cannot be drawn."""
+    """Refuse files that are there already, a plot that cannot be drawn, and a device that is not there."""
     from avse import files
     from avse.benchmarks import plot
 
@@ -25,6 +30,8 @@ def check_outputs(args: argparse.Namespace) -> None:
         files.check_target(path, args.force)
     if out:
         plot.check_plots()
+    if getattr(args, "device", "cpu") != "cpu":
+        common.device_of(args)
 
 
 def finish(args: argparse.Namespace, rows: list[dict[str, Any]], told: dict[str, Any], note: str = "") -> str:
@@ -32,8 +39,11 @@ def finish(args: argparse.Namespace, rows: list[dict[str, Any]], told: dict[str,
     from avse import files
     from avse.benchmarks import machine
 
-    host = machine() | {"threads": args.threads}
-    line = f"{host['processor']}, {host['cores']} cores, {args.threads} used, torch {host['torch']}, {host['date']}"
+    host = machine(getattr(args, "device", None) or "cpu") | {"threads": args.threads}
+    gpu = f"{host['gpu']}, " if "gpu" in host else ""
+    line = (
+        f"{gpu}{host['processor']}, {host['cores']} cores, {args.threads} used, torch {host['torch']}, {host['date']}"
+    )
     if not args.json:
         print(line + note)
     if args.out_json:

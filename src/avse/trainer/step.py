@@ -19,6 +19,7 @@ from avse.encoders.base import Encoder
 from avse.heads import unit_blocks
 from avse.losses import CrossViewDecorrelationLoss, HardNegativeTripletLoss, InfoNCE, true_matches, violation_rate
 from avse.model import AVSE
+from avse.precision import exact_float32
 from avse.scoring import aeom
 from avse.trainer.chunks import Tokens, even_parts, parts_by_length
 from avse.trainer.watch import spread
@@ -57,7 +58,7 @@ class Batch:
 
     def pinned(self) -> Batch:
         """Return it in memory that a GPU can fetch by itself."""
-        return self._each(Tensor.pin_memory)
+        return self._each(lambda tensor: tensor.contiguous().pin_memory())  # one view's cells are one row, repeated
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         views, seen = (None if drawn is None else change(drawn) for drawn in (self.views, self.seen))
@@ -115,6 +116,7 @@ class Step:
             return {"overflow": 1.0} if overflow else None
         return {name: value.item() for name, value in {**parts, "gradient": norm}.items()}
 
+    @exact_float32()
     def backward(self, batch: Batch, epoch: int) -> dict[str, Any] | None:
         """Leave the gradient of the whole batch's loss (times the scale of fp16) in the parameters.
 
