@@ -117,6 +117,10 @@ def test_violation_rate_equals_a_naive_loop(seed):
     assert float(violation_rate(scores, matches, 0.2)) == pytest.approx(violated / 18)
     assert float(violation_rate(torch.zeros(8, 8), torch.eye(8, dtype=torch.bool), 0.2)) == 1  # collapse
     assert float(violation_rate(torch.eye(8), torch.eye(8, dtype=torch.bool), 0.2)) == 0
+    at_the_margin = torch.tensor([[0.5, 0.25], [0.25, 0.5]])
+    assert float(violation_rate(at_the_margin, torch.eye(2, dtype=torch.bool), 0.25)) == 0
+    equal = torch.full((2, 2), 4.0, dtype=torch.bfloat16)  # which has no 4.001
+    assert float(violation_rate(equal, torch.eye(2, dtype=torch.bool), 0.001)) == 1
 
 
 def test_masked_twin_changes_nothing_at_all():
@@ -140,6 +144,20 @@ def test_temperature_is_learnt_only_when_asked():
     loss = InfoNCE(0.05, learnable=True)
     loss(torch.randn(4, 4), torch.eye(4, dtype=torch.bool)).backward()
     assert loss.log_scale.grad is not None and float(loss.log_scale.detach().exp()) == pytest.approx(20)
+
+
+def test_no_temperature_is_below_a_hundredth():
+    torch.manual_seed(0)
+    scores, eye = torch.randn(5, 5, dtype=torch.float64) * 0.05, torch.eye(5, dtype=torch.bool)
+    expected = naive_infonce(scores.tolist(), eye.tolist(), 0.01)
+    assert float(InfoNCE(0.001)(scores, eye)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_infonce_makes_lies_where_the_scores_lie():
+    loss, scores, eye = InfoNCE(), torch.eye(3), torch.eye(3, dtype=torch.bool)
+    with torch.device("meta"):  # the default for what names no device
+        found = loss(scores, eye)
+    assert found.device.type == "cpu" and torch.equal(found, loss(scores, eye))
 
 
 def naive_decorrelation(views, weight, official):
@@ -195,3 +213,19 @@ def test_the_floor_is_reached_and_never_passed():
         x = torch.randn(batch, width, dtype=torch.float64)[:, None].expand(-1, 2, -1)
         assert float(loss(x)) >= floor - 1e-9
     assert loss.floor(100, 32) == 0 and CrossViewDecorrelationLoss(form="official").floor(8, 32) == 0
+
+
+def test_the_floor_at_its_ends():
+    loss = CrossViewDecorrelationLoss(0.3)
+    assert loss.floor(1, 4) == 0  # one row: no correlation, no cost
+    assert loss.floor(2, 4) == pytest.approx(0.3 * (16 / 1 - 4) / 4)
+    assert loss.floor(4, 4) == pytest.approx(0.3 * (16 / 3 - 4) / 4)
+    assert loss.floor(5, 4) == 0  # five centred rows have rank 4: four dimensions can be uncorrelated
+
+
+def test_the_defaults_are_those_of_the_papers():
+    torch.manual_seed(0)
+    scores, eye, views = torch.randn(5, 5), torch.eye(5, dtype=torch.bool), torch.randn(5, 2, 3)
+    assert torch.equal(HardNegativeTripletLoss()(scores, eye), HardNegativeTripletLoss(0.2, True)(scores, eye))
+    assert torch.equal(InfoNCE()(scores, eye), InfoNCE(0.05, learnable=False)(scores, eye))
+    assert torch.equal(CrossViewDecorrelationLoss()(views), CrossViewDecorrelationLoss(0.005, "correct")(views))

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -221,11 +222,14 @@ def test_duplicates_by_hand():
 @pytest.mark.parametrize(
     ("scores", "texts", "message"),
     [
-        (np.zeros((2, 3)), [0, 1], r"\(2, 3\), text_to_image \(2,\)"),
+        (np.zeros((2, 3)), [0, 1], r"\(2, 3\), text_to_image \(2,\): expected \(n, m\), \(m,\)$"),
+        (np.zeros(3), [], r"scores have shape \(3,\)"),
         (np.zeros((2, 2)), [0, 2], "names image 2; scores have rows 0..1"),
+        (np.zeros((2, 2)), [1, -1], "names image -1; scores have rows 0..1"),
         (np.array([[np.nan, 0.0]]), [0, 0], "1 of 2 scores are not finite"),
         (np.zeros((0, 0)), [], "nothing to measure"),
         (np.zeros((2, 0)), [], "nothing to measure"),
+        (np.zeros((0, 2)), [0, 0], "nothing to measure"),
     ],
 )
 def test_misuse_is_named(scores, texts, message):
@@ -239,8 +243,23 @@ def test_columns_that_do_not_fit_are_named():
         retrieval_metrics(np.zeros((2, 2)), owners, columns=np.array([0, 2]))
     with pytest.raises(ValueError, match=r"text_to_image \(2,\), columns \(1,\)"):
         retrieval_metrics(np.zeros((2, 2)), owners, columns=np.array([0]))
-    with pytest.raises(ValueError, match="share a column must be one text"):
+    with pytest.raises(ValueError, match="columns name column -1; scores have columns 0..1"):
+        retrieval_metrics(np.zeros((2, 2)), owners, columns=np.array([1, -1]))
+    with pytest.raises(ValueError, match="^columns: captions that share a column must be one text, but for case"):
         retrieval_metrics(np.zeros((2, 1)), owners, texts=["a", "b"], columns=np.array([0, 0]))
+    with pytest.raises(ValueError, match="^3 texts for 2 captions of the scores$"):
+        retrieval_metrics(np.zeros((2, 2)), owners, texts=["a", "b", "c"])
+
+
+def test_lists_and_narrow_integers_do_as_well():
+    random = np.random.default_rng(9)
+    scores, owners = random.integers(9, size=(20, 40)), np.repeat(np.arange(20), 2)
+    expected = retrieval_metrics(scores.astype(np.float64), owners).to_dict()
+    assert retrieval_metrics(scores.tolist(), owners.tolist()).to_dict() == expected
+    with np.errstate(invalid="raise"):  # no integer is minus infinity
+        narrow = [array.astype(np.uint8) for array in (scores, owners, np.arange(40))]
+        found = retrieval_metrics(narrow[0], narrow[1], columns=narrow[2])
+    assert found.to_dict() == expected
 
 
 def make_ranks(random, images=60, captions=3, shift=0.0):
@@ -302,6 +321,23 @@ def test_every_recall_gets_an_interval():
     assert [line.split()[0] for line in report.table().splitlines()[1:4]] == ["plain", "from", "to"]
 
 
+def test_intervals_are_quantiles_of_the_draws():
+    random = np.random.default_rng(8)
+    text_to_image = np.repeat(np.arange(20), 2)
+    texts = [f"{i // 3}" for i in range(40)]
+    report = retrieval_metrics(random.standard_normal((20, 40)), text_to_image, ks=(1, 2), texts=texts)
+    found = with_intervals(report, 150, 0.8, 3)
+    for part in (found, found.duplicate_aware):
+        drawn = resampled_recalls([part.ranks], 150, 3, (1, 2))
+        for i, side in enumerate((part.i2t, part.t2i)):
+            assert {k: pytest.approx(np.quantile(drawn[:, i, j], [0.1, 0.9])) for j, k in enumerate((1, 2))} == {
+                k: ends for k, ends in side.intervals.items()
+            }
+        assert part.interval == pytest.approx(np.quantile(drawn.sum(axis=(1, 2)), [0.1, 0.9]))
+    assert with_intervals(report).to_dict() == with_intervals(report, 1000, 0.95, 0).to_dict()
+    assert with_intervals(replace(report, duplicate_aware=None), 50).duplicate_aware is None
+
+
 def test_differences_of_every_recall_stand_on_the_same_draws():
     random = np.random.default_rng(7)
     better, worse = make_ranks(random, shift=1.0), make_ranks(random)
@@ -343,6 +379,7 @@ def test_report_says_what_it_stands_with():
     values = report.to_dict()
     assert values["split"] == "test" and values["seed"] == 4 and values["pairs"] == 3 and values["rsum"] == 600
     assert values["duplicate_aware"]["rsum"] == 600 and "split test, seed 4" in report.table()
+    assert retrieval_metrics(np.eye(3), np.arange(3), meta={"seed": 4}).to_dict()["seed"] == 4
     assert isinstance(report.ranks, Ranks)
 
 

@@ -148,7 +148,7 @@ class CrossViewDecorrelationLoss(nn.Module):
         """Return what the `correct` off-diagonal term cannot fall below for B ≤ D: λ(D²/(B-1) - D)/D, else 0."""
         if self.form != "correct" or batch < 2 or batch > width:
             return 0.0
-        return self.off_diagonal_weight * max(0.0, width**2 / (batch - 1) - width) / width
+        return self.off_diagonal_weight * (width / (batch - 1) - 1)
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -229,13 +229,13 @@ def _checked(scores: np.ndarray, text_to_image: np.ndarray, columns: np.ndarray 
         )
     if not scores.size or not len(text_to_image):
         raise ValueError(f"nothing to measure: scores have shape {scores.shape}")
-    if text_to_image.min() < 0 or text_to_image.max() >= len(scores):
-        raise ValueError(f"text_to_image names image {text_to_image.max()}; scores have rows 0..{len(scores) - 1}")
+    if len(wrong := text_to_image[(text_to_image < 0) | (text_to_image >= len(scores))]):
+        raise ValueError(f"text_to_image names image {wrong[0]}; scores have rows 0..{len(scores) - 1}")
     if bad := sum(int(np.count_nonzero(~np.isfinite(row))) for row in scores):
         raise ValueError(f"{bad} of {scores.size} scores are not finite")
     chosen = np.arange(scores.shape[1]) if columns is None else np.asarray(columns, np.int64)
-    if chosen.min() < 0 or chosen.max() >= scores.shape[1]:
-        raise ValueError(f"columns name column {chosen.max()}; scores have columns 0..{scores.shape[1] - 1}")
+    if len(wrong := chosen[(chosen < 0) | (chosen >= scores.shape[1])]):
+        raise ValueError(f"columns name column {wrong[0]}; scores have columns 0..{scores.shape[1] - 1}")
     return chosen
 
 
@@ -302,7 +302,7 @@ def _rows(name: str, part: Protocol) -> list[str]:
 
 
 def _row(name: str, values: Sequence[float], rsum: float) -> str:
-    return f"{name:17}" + "".join(f"{v:9.1f}" for v in values) + f"{rsum:9.1f}"
+    return f"{name:17}" + "".join(f"{v:10.1f}" for v in values) + f"{rsum:9.1f}"
 
 
 def _html_row(name: str, part: Protocol) -> list[object]:
