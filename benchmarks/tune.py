@@ -45,8 +45,9 @@ def main() -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a file of lines; none where there is no file."""
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()] if path.exists() else []
+    """Return the trials of a file of lines, without its line of the machine; none where there is no file."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [row for row in map(json.loads, filter(str.strip, lines)) if "system" in row]
 
 
 def show(results: list[dict[str, Any]]) -> None:
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from avse.allocator import keep_freed_memory
+    from avse.benchmarks import machine
     from avse.config import load_recipe
     from avse.data import load_dataset
     from avse.inputs import open_inputs, select
@@ -76,6 +78,8 @@ def run(args: argparse.Namespace) -> None:
     whole = open_inputs(encoders, load_dataset(args.data, split="all"), cache=args.cache)
     train, val = (select(whole, load_dataset(args.data, split=split)) for split in ("train", "val"))
     out = Path(args.out)
+    if not out.exists():
+        out.write_text(json.dumps({"machine": machine()}) + "\n")
     for number, trial in enumerate(read(Path(args.trials))):
         if number % processes != mine or any(
             (row["system"], row["set"]) == (trial["system"], trial["set"]) for row in read(out)

@@ -1,5 +1,9 @@
-"""README's commands and code, run as they stand on tiny made scenes: a reader can follow them to the letter."""
+"""README: its commands with the real encoders as a reader runs them, its figures as they were printed, its links.
 
+That each command does something on tiny encoders, and that its code runs, is tests/docs/test_snippets.py's.
+"""
+
+import json
 import os
 import re
 import shlex
@@ -9,96 +13,64 @@ from pathlib import Path
 
 import pytest
 
-from avse.data.scenes import make_scenes
-
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
 FAST = (
     "--set model.embed_dim=64 --set model.block_width=32 --set train.epochs=2 --set model.image_encoder.resolution=96"
 )
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The commands of "Your own pictures", run in a fresh folder with the real encoders on 40 small scenes."""
-    folder = tmp_path_factory.mktemp("readme")
-    make_scenes(folder / "my-pictures", count=40, size=64, seed=0)
-    return folder, commands("avse train", folder)
-
-
-def commands(marker, folder):
-    """Run the lines of the block with `marker` but those of a server, and return what each verb printed."""
+@pytest.mark.slow
+def test_the_commands_do_what_they_say_with_the_real_encoders(tmp_path):
     done = {}
-    for command in next(b for b in blocks("sh") if marker in b).strip().splitlines():
-        words = shlex.split(command, comments=True)
-        assert words[0] == "avse"
-        if words[1] == "serve":  # tests/serve does that
+    for command in BLOCKS[1].strip().splitlines():
+        words = shlex.split(command, comments=True)[1:]
+        if words[0] == "serve":  # tests/serve does that
             continue
-        if words[1] == "train":
-            words += shlex.split(FAST)
+        words += shlex.split({"train": FAST, "scenes": "--count 40 --size 64"}.get(words[words[0] == "data"], ""))
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        result = subprocess.run(
-            [sys.executable, "-m", "avse", *words[1:]], cwd=folder, capture_output=True, text=True, env=environment
+        ran = subprocess.run(
+            [sys.executable, "-m", "avse", *words], cwd=tmp_path, capture_output=True, text=True, env=environment
         )
-        assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
-        done[words[1]] = result.stdout
-    return done
-
-
-def test_the_commands_do_what_they_say(folder):
-    where, done = folder
+        assert ran.returncode == 0, f"{command}\n{ran.stdout}\n{ran.stderr}"
+        done[words[0]] = ran.stdout
     assert "rSum" in done["evaluate"] and "split test" in done["evaluate"]
     assert len([line for line in done["search"].splitlines() if re.match(r"\s*[1-5]\s", line)]) == 5
-    assert (where / "answers.png").read_bytes().startswith(b"\x89PNG")
+    assert "square" in done["explain"]
+    for picture in ("answers.png", "why.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_reason_why(folder):
-    where, _ = folder
-    done = commands("avse explain", where)
-    assert "star" in done["explain"] and "rSum" in done["evaluate"]
-    assert (where / "why.png").read_bytes().startswith(b"\x89PNG")
-    assert (where / "report.html").read_text().startswith("<!doctype html>")
+def test_its_figures_are_those_of_the_results():
+    """Recalls as the tables of results.md print them, milliseconds as the kept rows have them."""
+    results = (ROOT / "docs" / "results.md").read_text()
+    table = README[README.index("| what | figure | command |") :].split("\n\n")[0]
+    scenes, clip_art, speed = [line.split("|")[2] for line in table.splitlines()[2:]]
 
+    def rsums(heading: str) -> dict[str, str]:
+        section = results.split(f"\n## {heading}")[1].split("\n## ")[0]
+        rows = re.findall(r"^(\w+) +(?:[\d.]+ +){6}([\d.]+)  \(", section, re.MULTILINE)
+        return dict(rows)
 
-def test_the_code_runs(folder):
-    where, _ = folder
-    [code] = blocks("python")
-    path = sorted((where / "my-pictures").rglob("*.png"))[0].relative_to(where).as_posix()
-    code = code.replace("my-pictures/images/000000.png", path)
-    code += "\nassert scores.shape == (1, 2) and images.shape[1:] == (4, 32) and report.rsum > 0\n"
-    result = subprocess.run([sys.executable, "-c", code], cwd=where, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert len(result.stdout.strip().splitlines()) >= 3
-
-
-def test_the_other_commands_named_in_the_text(tmp_path):
-    named = re.findall(r"`(avse (?:data scenes|recipes)[^`]*)`", README)
-    assert len(named) >= 2
-    for command in named:
-        result = subprocess.run(
-            [sys.executable, "-m", "avse", *shlex.split(command)[1:]], cwd=tmp_path, capture_output=True, text=True
-        )
-        assert result.returncode == 0, result.stderr
+    made, real = rsums("Made scenes"), rsums("Open clip art")
+    assert re.findall(r"\d+\.\d", scenes) == [made["avse"], made["infonce"]]
+    assert re.findall(r"\d+\.\d", clip_art) == [real["avse"], real["vse_infinity"], real["vse_infinity_wide"]]
+    kept = json.loads((ROOT / "benchmarks" / "results" / "scoring.json").read_text())["rows"]
+    one = {row["way"]: row["seconds"] for row in kept if row["measure"] == "one query"}
+    wanted = [one["avse int8 + rerank"], one["Qdrant Edge, exact"]]
+    assert re.findall(r"(\d+) ms", speed) == [f"{1000 * seconds:.0f}" for seconds in wanted]
 
 
 def test_the_first_commands_are_the_makefile_s():
-    first = blocks("sh")[0].splitlines()
-    targets = [line.split("#")[0].split()[1] for line in first]
+    targets = [line.split("#")[0].split()[1] for line in BLOCKS[0].splitlines()]
     assert targets == ["demo", "test"]
     makefile = (ROOT / "Makefile").read_text()
     assert all(f"\n{target}:" in makefile for target in targets)
     assert "make test" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_no_figure_is_left_to_be_filled_in():
-    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
-        assert "@@" not in path.read_text(), path
-
-
-def test_linked_files_exist():
+def test_it_is_short_and_its_links_lead_somewhere():
+    assert README.count("\n") <= 110
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).is_file(), target
+        assert (ROOT / target).exists(), target
