@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from avse.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
+
 WORDS = (
     "[PAD] [UNK] [CLS] [SEP] [MASK] a an the and on in at of with two three red green blue yellow black white dog cat "
     "bird tree house car boat man woman child ball beach road river grass field sky sits runs jumps stands plays small "
@@ -69,6 +71,13 @@ def tiny_bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save_pretrained(folder)
     assert json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"].startswith("BertTokenizer")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_vit_folder: Path, tiny_bert_folder: Path) -> ModelConfig:
+    """A model of these two: P, Q, C = 4, 2, 8."""
+    encoders = ImageEncoderConfig(source=str(tiny_vit_folder)), TextEncoderConfig(source=str(tiny_bert_folder))
+    return ModelConfig(image_encoder=encoders[0], text_encoder=encoders[1], embed_dim=16, block_width=8)
 
 
 GOLDEN = Path(__file__).parent / "golden"

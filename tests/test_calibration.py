@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from avse import files
 from avse.calibration import (
     SIDES,
     Calibration,
@@ -20,12 +19,9 @@ from avse.calibration import (
     questions,
     reliability,
 )
-from avse.config import ImageEncoderConfig, ModelConfig, Recipe, TextEncoderConfig, TrainConfig
+from avse.config import TrainConfig
 from avse.data import load_dataset
 from avse.data.scenes import make_scenes
-from avse.encoders import build_image_encoder, build_text_encoder
-from avse.experiment import train_and_measure
-from avse.inputs import open_inputs
 from avse.model import AVSE
 from avse.trainer import Trainer
 
@@ -229,17 +225,11 @@ def test_a_calibration_goes_with_its_weights(training, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def training(tmp_path_factory, tiny_vit_folder, tiny_bert_folder):
+def training(tmp_path_factory, tiny_config):
     """A recipe's model part, and made scenes with some 30 pictures to validate on."""
     folder = tmp_path_factory.mktemp("scenes") / "s"
     make_scenes(folder, count=260, size=32, seed=0)
-    config = ModelConfig(
-        image_encoder=ImageEncoderConfig(source=str(tiny_vit_folder)),
-        text_encoder=TextEncoderConfig(source=str(tiny_bert_folder)),
-        embed_dim=16,
-        block_width=8,
-    )
-    return config, {split: load_dataset(folder, split=split) for split in ("train", "val", "test")}
+    return tiny_config, {split: load_dataset(folder, split=split) for split in ("train", "val", "test")}
 
 
 def test_a_training_calibrates_its_best_epoch(training, tmp_path, caplog):
@@ -260,25 +250,3 @@ def test_a_training_calibrates_its_best_epoch(training, tmp_path, caplog):
     Trainer(model, settings, progress=False).fit(splits["train"], few, out=tmp_path / "few")
     assert AVSE.from_pretrained(tmp_path / "few" / "model").calibration is None
     assert sum("answers will not be marked as weak" in record.message for record in caplog.records) == 1
-
-
-def test_a_kept_model_from_before_is_calibrated_in_place(training, tmp_path):
-    config, parts = training
-    recipe = Recipe(model=config, train=TrainConfig(epochs=1, batch_size=20))
-    encoders = build_image_encoder(config.image_encoder), build_text_encoder(config.text_encoder)
-    model = AVSE(config, image_encoder=encoders[0], text_encoder=encoders[1])
-    splits = {name: open_inputs(model, part, cache=tmp_path / "cache") for name, part in parts.items()}
-    arguments = (recipe, encoders, splits, tmp_path / "out", tmp_path / "model")
-    train_and_measure(*arguments)
-    first = AVSE.from_pretrained(tmp_path / "model")
-    assert first.calibration is not None
-    manifest = json.loads((tmp_path / "model" / "manifest.json").read_text())
-    del manifest["files"]["calibration.json"]
-    (tmp_path / "model" / "manifest.json").write_text(json.dumps(manifest))
-    (tmp_path / "model" / "calibration.json").unlink()
-    assert AVSE.from_pretrained(tmp_path / "model").calibration is None  # as before there were calibrations
-    train_and_measure(*arguments)
-    files.verify_manifest(tmp_path / "model")
-    again = AVSE.from_pretrained(tmp_path / "model")
-    assert again.fingerprint == first.fingerprint
-    assert np.allclose(again.calibration.t2i.thresholds, first.calibration.t2i.thresholds, atol=1e-6)

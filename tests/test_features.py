@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 import time
 from collections import namedtuple
 
@@ -11,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+import warm
 from avse import features
 from avse.config import ImageEncoderConfig, TextEncoderConfig
 from avse.encoders import build_image_encoder, build_text_encoder
@@ -240,13 +238,12 @@ def test_killed_runs_never_leave_a_wrong_row(tmp_path, tiny_vit_folder, encoder)
     paths = sorted((tmp_path / "p").glob("*.png"))
     paths[31].write_bytes(b"no picture")
     whole = grids(tmp_path / "whole", encoder, paths, batch_size=2)
-    command = [sys.executable, "-c", KILLED, str(tiny_vit_folder), str(tmp_path / "p"), str(tmp_path / "cut")]
     for delay in (0.15, 0.25, 0.1):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert process.stdout.readline() == "ready\n"
+        process = warm.Run(KILLED, tiny_vit_folder, tmp_path / "p", tmp_path / "cut")
+        process.wait_for("ready\n")
         time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.communicate()
     seen = passes(encoder)
     again = grids(tmp_path / "cut", encoder, paths, batch_size=2)
     assert 0 < sum(seen) < 59  # some were left, and some were there

@@ -11,9 +11,9 @@ import traceback
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing
 from torch import nn
 
+import warm
 from avse import parallel
 from avse.heads import ImageHead, TextHead, TokenBatchNorm, unit_blocks
 from avse.losses import CrossViewDecorrelationLoss, HardNegativeTripletLoss, InfoNCE, true_matches
@@ -293,7 +293,7 @@ def told(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    torch.multiprocessing.spawn(worker, (request.param, port, folder), request.param)
+    warm.together(worker, (request.param, port, folder), request.param)
     return {
         name: [(folder / f"{name} {rank}").read_text() for rank in range(request.param)]
         for name in CHECKS

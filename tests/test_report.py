@@ -8,7 +8,7 @@ import torch
 
 from avse import report as page
 from avse.cli import main
-from avse.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig, parse
+from avse.config import ModelConfig, parse
 from avse.data import load_dataset
 from avse.data.dataset import FeatureRows, PairDataset
 from avse.data.scenes import make_scenes
@@ -22,10 +22,9 @@ from html_checks import Checked
 
 
 @pytest.fixture(scope="module")
-def model(tiny_vit_folder, tiny_bert_folder):
+def model(tiny_config):
     torch.manual_seed(0)
-    image, text = ImageEncoderConfig(source=str(tiny_vit_folder)), TextEncoderConfig(source=str(tiny_bert_folder))
-    return AVSE(ModelConfig(image_encoder=image, text_encoder=text, embed_dim=16, block_width=8))
+    return AVSE(tiny_config)
 
 
 @pytest.fixture(scope="module")

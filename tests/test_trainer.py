@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import warm
 from avse.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig, TrainConfig
 from avse.data import load_dataset
 from avse.data.scenes import make_scenes
@@ -544,7 +545,6 @@ from avse.data import load_dataset
 from avse.model import AVSE
 from avse.trainer import Trainer
 vit, bert, data, out, extra = sys.argv[1:]
-torch.set_num_threads(1)
 torch.manual_seed(0)
 model = AVSE(ModelConfig(image_encoder=ImageEncoderConfig(source=vit, frozen=False, sampling_stage="input"),
                          text_encoder=TextEncoderConfig(source=bert, frozen=False), embed_dim=16, block_width=8))
@@ -553,7 +553,7 @@ changes = {"epochs": 4, "batch_size": 3, "lr": 2e-3, "objective": "hinge", "size
            "frozen_epochs": 1, "chunk_size": 2, "gradient_checkpointing": True, "checkpoint_minutes": 0,
            "warmup_steps": 3, **json.loads(extra)}
 limit, slow = changes.pop("limit", None), changes.pop("slow", None)
-trainer = Trainer(model, TrainConfig(**changes), progress=False)
+trainer = Trainer(model.to(changes.pop("device", "cpu")), TrainConfig(**changes), progress=False)
 if slow == "a validation":  # long enough for a signal to come in its middle
     encode = model.embed_tokens
     model.embed_tokens = lambda *texts: (time.sleep(0.5 * (not model.training)), encode(*texts))[1]
@@ -573,8 +573,7 @@ def launch(tiny_vit_folder, tiny_bert_folder, scenes):
 
 def start_run(vit, bert, scenes, out, **changes):
     folders = map(str, (vit, bert, scenes["train"].root, out))
-    command = [sys.executable, "-c", RUN, *folders, json.dumps(changes)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return warm.Run(RUN, *folders, json.dumps(changes))
 
 
 @pytest.fixture(scope="module")
@@ -599,7 +598,7 @@ def until(process, condition):
 
 
 def ends(process, code=0):
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate()
     assert process.returncode == code, err[-2000:]
     return out, err
 
@@ -609,7 +608,7 @@ def same_bits(a, b):
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_killed_at_any_step_and_resumed_equals_never_stopped(launch, whole, kills, tmp_path):
     """Dropout, crops, colours, words, views, chunks, frozen epochs: all that is random or has a state is on."""
     random, total = np.random.default_rng(kills), 4 * 10  # epochs, steps of each

@@ -9,11 +9,10 @@ import subprocess
 import sys
 import time
 
-import psutil
 import pytest
 import torch
-import torch.multiprocessing
 
+import warm
 from avse import parallel
 from avse.cli import main
 from avse.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig, TrainConfig
@@ -91,10 +90,9 @@ def worker(rank, port, folders, told, processes):
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_step_of_several_processes_has_the_gradients_of_one(processes, tiny_vit_folder, tiny_bert_folder, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
     folders = str(tiny_vit_folder), str(tiny_bert_folder)
-    torch.multiprocessing.spawn(worker, (port, folders, tmp_path, processes), processes)
+    warm.together(worker, (port, folders, tmp_path, processes), processes)
     told = {f"{name} {rank}" for name in SETTINGS for rank in range(processes)}
     assert {path.name for path in tmp_path.iterdir()} == told
 
@@ -119,15 +117,41 @@ def launch(tiny_vit_folder, tiny_bert_folder, tmp_path_factory):
         "train.checkpoint_minutes": 0,
     }
     words = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    several = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+    several = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 
-    def start(processes, out, *further):
-        launcher = (*several, str(processes)) if processes > 1 else ()
-        command = [sys.executable, *launcher, "-m", "avse", "train", str(folder / "scenes"), "--out", str(out), *words]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen([*command, *further], env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
+    def start(processes, out, *further, torchrun=False):
+        train = ("train", folder / "scenes", "--out", out, *words, *further)
+        if torchrun:
+            command = [*several, processes, "-m", "avse", *train]
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+            return subprocess.Popen(list(map(str, command)), env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
+        return Together(processes, train)
 
     return start
+
+
+class Together:
+    """What torchrun starts, from a warm process: one process, or several that find each other."""
+
+    def __init__(self, processes, words):
+        place = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        ranks = [{**place, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+        self.parts = [warm.avse(*words, env=env if processes > 1 else None) for env in ranks]
+
+    @property
+    def returncode(self):
+        return next((code for code in map(warm.Run.poll, self.parts) if code), self.parts[0].returncode)
+
+    def poll(self):
+        return self.returncode
+
+    def send_signal(self, number):
+        for part in self.parts:
+            part.send_signal(number)
+
+    def communicate(self, timeout=300):
+        said = [part.communicate(timeout) for part in self.parts]
+        return "".join("".join(one) for one in said), None
 
 
 def finished(process):
@@ -136,12 +160,17 @@ def finished(process):
     return said
 
 
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
 @pytest.fixture(scope="module")
 def runs(launch, tmp_path_factory):
     """A run of one process and one of two."""
     folder = tmp_path_factory.mktemp("runs")
     for processes in (1, 2):
-        said = finished(launch(processes, folder / str(processes)))
+        said = finished(launch(processes, folder / str(processes), torchrun=processes > 1))
         assert said.count("best epoch") == 1, said  # only the first process speaks
     return folder
 
@@ -172,8 +201,7 @@ def reaches(process, step, run):
 def killed_after(process, step, run):
     """Kill the processes that train once a step's checkpoint is there."""
     reaches(process, step, run)
-    for child in psutil.Process(process.pid).children():
-        child.kill()
+    process.send_signal(signal.SIGKILL)
     said = process.communicate(timeout=100)[0]
     assert process.returncode != 0 and not (run / "model").exists(), said
 
@@ -214,10 +242,9 @@ def test_two_processes_go_on_where_one_was_stopped_by_a_signal(launch, runs, tmp
 @pytest.mark.slow
 @pytest.mark.parametrize("to", ["launcher", "one process"])
 def test_a_signal_stops_all_processes_with_a_checkpoint(launch, runs, tmp_path, to):
-    process = launch(2, tmp_path / "run")
+    process = launch(2, tmp_path / "run", torchrun=to == "launcher")
     reaches(process, 2, tmp_path / "run")
-    children = psutil.Process(process.pid).children()
-    (process if to == "launcher" else children[1]).send_signal(signal.SIGTERM)
+    (process if to == "launcher" else process.parts[1]).send_signal(signal.SIGTERM)
     said = process.communicate(timeout=100)[0]
     assert process.returncode == (1 if to == "launcher" else 0), said  # torchrun's own status after a signal
     assert (

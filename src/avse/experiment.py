@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from avse import checkpoint, files
+from avse import files
 from avse.config import Recipe
 from avse.encoders import ImageEncoder, TextEncoder, build_text_encoder
 from avse.evaluate import evaluate
@@ -66,8 +68,6 @@ def train_and_measure(
     }
     done = _read(folder, identity)
     if done is not None and (model_folder is None or model_folder.exists()):
-        if model_folder is not None:
-            _calibrate(model_folder, splits["val"], device)
         return done
     torch.manual_seed(recipe.train.seed)
     text_encoder, settings = encoders[1], recipe.model.text_encoder
@@ -89,16 +89,6 @@ def train_and_measure(
     _write(folder, identity, measured)
     shutil.rmtree(run, ignore_errors=True)
     return measured
-
-
-def _calibrate(folder: Path, val: Inputs, device: str) -> None:
-    """Calibrate a kept model that is not, from before there were calibrations."""
-    if checkpoint.CALIBRATION in files.verify_manifest(folder)["files"]:
-        return
-    model = AVSE.from_pretrained(folder).to(device)
-    learnt = learn_calibration(model, _with_texts_for(model.text_encoder, val, device))
-    if learnt is not None:
-        checkpoint.keep_calibration(folder, learnt.to_dict())
 
 
 def _with_texts_for(encoder: TextEncoder, part: Inputs, device: str) -> Inputs:
@@ -149,8 +139,9 @@ def settings_there(folder: Path) -> list[Any] | None:
     path = folder / "result.json"
     if not path.is_file():
         return None
-    identity = json.loads(path.read_text("utf-8")).get("identity", {})
-    return [identity.get("model"), identity.get("train")]
+    with _whole(path):
+        identity = json.loads(path.read_text("utf-8")).get("identity", {})
+        return [identity.get("model"), identity.get("train")]
 
 
 def _write(folder: Path, identity: dict[str, Any], measured: Measured) -> None:
@@ -169,14 +160,25 @@ def _read(folder: Path, identity: dict[str, Any]) -> Measured | None:
     path = folder / "result.json"
     if not path.is_file():
         return None
-    values = json.loads(path.read_text("utf-8"))
-    if values.get("identity") != json.loads(json.dumps(identity)):
-        return None
-    ranks = [
-        Ranks(**{name: np.array(column, np.int64) for name, column in values[key].items()})
-        for key in ("plain", "duplicate_aware")
-    ]
-    return Measured(ranks[0], ranks[1], values["history"], values["best_epoch"], values["seconds"])
+    with _whole(path):
+        values = json.loads(path.read_text("utf-8"))
+        if values.get("identity") != json.loads(json.dumps(identity)):
+            return None
+        ranks = [
+            Ranks(**{name: np.array(column, np.int64) for name, column in values[key].items()})
+            for key in ("plain", "duplicate_aware")
+        ]
+        return Measured(ranks[0], ranks[1], values["history"], values["best_epoch"], values["seconds"])
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged result raises into a ValueError that names it."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ValueError(f"{path}: not the result of a training ({said}): remove it, and it is trained anew") from error
 
 
 def _lists(ranks: Ranks) -> dict[str, list[int]]:

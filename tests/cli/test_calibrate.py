@@ -9,7 +9,6 @@ import shutil
 import pytest
 
 from avse import checkpoint, files
-from avse.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
 from avse.data.scenes import make_scenes
 from avse.model import AVSE
 
@@ -23,14 +22,8 @@ def many(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def untrained(tmp_path_factory, tiny_vit_folder, tiny_bert_folder):
-    config = ModelConfig(
-        image_encoder=ImageEncoderConfig(source=str(tiny_vit_folder)),
-        text_encoder=TextEncoderConfig(source=str(tiny_bert_folder)),
-        embed_dim=16,
-        block_width=8,
-    )
-    return AVSE(config).save_pretrained(tmp_path_factory.mktemp("model") / "m")
+def untrained(tmp_path_factory, tiny_config):
+    return AVSE(tiny_config).save_pretrained(tmp_path_factory.mktemp("model") / "m")
 
 
 @pytest.fixture

@@ -6,8 +6,6 @@ import json
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -15,6 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
+import warm
 from avse.config import load_recipe
 from avse.data import load_dataset
 from avse.files import verify_manifest
@@ -235,14 +234,12 @@ def test_shards_are_streamed_from_a_folder_of_them_or_by_name(avse, scenes, tiny
 
 def test_sigterm_ends_well_and_says_how_to_go_on(scenes, tiny, tmp_path):
     words = [str(word) for word in ("train", scenes, *tiny, "--out", tmp_path / "run", "--set", "train.epochs=2000")]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "avse", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = warm.avse(*words)
     history = tmp_path / "run" / "history.json"
     while process.poll() is None and not history.exists():
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate()
     assert process.returncode == 0, err
     assert "stopped, with a checkpoint in" in out and shlex.split(out.split("go on with: ")[1])[1:] == [
         *words,

@@ -10,7 +10,6 @@ import torch
 from avse.benchmarks import explaining
 from avse.benchmarks.explaining import measure_deletion, measure_pointing, measure_words
 from avse.cli import main
-from avse.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
 from avse.data import load_dataset
 from avse.data.scenes import make_scenes
 from avse.explain import Word
@@ -25,10 +24,9 @@ def scenes(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(tiny_vit_folder, tiny_bert_folder):
+def model(tiny_config):
     torch.manual_seed(0)
-    image, text = ImageEncoderConfig(source=str(tiny_vit_folder)), TextEncoderConfig(source=str(tiny_bert_folder))
-    return AVSE(ModelConfig(image_encoder=image, text_encoder=text, embed_dim=16, block_width=8)).eval()
+    return AVSE(tiny_config).eval()
 
 
 def test_a_heat_against_a_box():

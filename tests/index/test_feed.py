@@ -116,14 +116,12 @@ def test_rows_and_payloads_are_those_of_the_file_alone(todo, workers, started):
     assert len(started) == workers
 
 
-def test_rows_of_a_model_are_those_of_encode_images(todo, tiny_vit_folder, tiny_bert_folder, started):
+def test_rows_of_a_model_are_those_of_encode_images(todo, tiny_config, started):
     torch = pytest.importorskip("torch")
-    from avse.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
     from avse.model import AVSE
 
     torch.manual_seed(0)
-    encoders = ImageEncoderConfig(source=str(tiny_vit_folder)), TextEncoderConfig(source=str(tiny_bert_folder))
-    model = AVSE(ModelConfig(image_encoder=encoders[0], text_encoder=encoders[1], embed_dim=16, block_width=8)).eval()
+    model = AVSE(tiny_config).eval()
     alone = flat(embed_files(model, todo, batch_size=1, workers=1))
     together = flat(embed_files(model, todo, batch_size=5, workers=1))
     for name, path in todo:

@@ -1,7 +1,5 @@
 """The memory store's int8 copy against brute force in float64, and what becomes of the copy and the files."""
 
-import json
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -158,31 +156,6 @@ def test_a_reader_is_told_when_the_index_was_compacted_under_it(tmp_path, encode
                 reader.search(embedding=query)
     with Index.open(tmp_path / "i") as reader:
         assert [hit.id for hit in reader.search(embedding=query)] == ["b"]
-
-
-def test_an_index_of_the_first_version_is_read_and_goes_on(tmp_path, encoder, unit):
-    """Lines without checksums and a state without a generation, as avse 0.3 wrote them."""
-    blocks, folder = unit(3, 4, 8), tmp_path / "i" / "memory"
-    Index.create(tmp_path / "i", encoder, store="memory").close()
-    lines = [{"id": "ü", "payload": {"x": 1}}, {"id": "b", "payload": {}}, {"delete": "b"}, {"id": "c", "payload": {}}]
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
-    (folder / "rows.jsonl").write_bytes(text)
-    (folder / "blocks.f32").write_bytes(blocks.tobytes())
-    (folder / "state.json").write_text(json.dumps({"rows": 3, "journal_bytes": len(text)}))
-    manifest = tmp_path / "i" / "index.json"
-    old = {
-        name: value for name, value in json.loads(manifest.read_text()).items() if name not in ("shards", "replicas")
-    }
-    manifest.write_text(json.dumps({**old, "version": 1}))
-    with Index.open(tmp_path / "i") as index:
-        names, found, payloads = index.get(["ü", "b", "c"])
-        assert names == ["ü", "c"] and np.array_equal(found, blocks[[0, 2]]) and payloads == [{"x": 1}, {}]
-        assert len(list(index.verify())) == 2 and all("no checksum" in said for said in index.verify())
-        assert index.search(embedding=blocks[0, :2], where="x = 1")[0].id == "ü"
-        index.add_embeddings(["d", "ü"], unit(2, 4, 8, seed=3))
-        assert len(list(index.verify())) == 1
-    with Index.open(tmp_path / "i") as index:
-        assert index.known(["ü", "b", "c", "d"]) == {"ü", "c", "d"}
 
 
 def test_a_filter_sees_what_was_added_after_it_was_first_asked(tmp_path, encoder, unit):

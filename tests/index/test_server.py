@@ -62,7 +62,7 @@ def test_without_the_client_the_error_says_what_to_install():
         "try:\n    Index.open('qdrant://localhost/x')\nexcept ImportError as error:\n    print(error)"
     )
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert "pip install 'avse[server]'" in said
+    assert 'pip install "avse[server]"' in said
 
 
 def test_making_opening_and_replacing(local_server, encoder, other_encoder, unit, saved_model):
@@ -116,7 +116,7 @@ def test_collections_that_are_no_index_or_of_another_layout(local_server, encode
         ("wide", {"blocks": models.VectorParams(size=16, distance="Dot")}, says, "16"),
         ("flat", {"blocks": models.VectorParams(size=8, distance="Dot")}, says, "False"),
         ("odd", {"blocks": models.VectorParams(size=8, distance="Dot")}, {**says, "side": "sounds"}, "damaged"),
-        ("later", {"blocks": models.VectorParams(size=8, distance="Dot")}, {**says, "version": 99}, "update avse"),
+        ("later", {"blocks": models.VectorParams(size=8, distance="Dot")}, {**says, "version": 99}, "reads 2"),
     ]:
         local_server.create_collection(name, vectors_config=config, metadata={"avse": metadata})
         with pytest.raises(StoreError, match=message):

@@ -175,13 +175,16 @@ def _same(value, word):
         return False
 
 
+PAYLOADS = _payloads(lists=False)
+
+
 @given(_tree)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_agrees_with_three_valued_logic(tree):
     text = _text(tree)
     if len(text) <= 1000:
         node = parse(text)
-        for payload in _payloads(lists=False):
+        for payload in PAYLOADS:
             assert matches(node, payload) is (_truth(tree, payload) is True), (text, payload)
 
 
@@ -207,7 +210,7 @@ def filled(tmp_path_factory):
 
 
 @given(tree=_tree, field=st.sampled_from([*FIELDS, "tags"]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_all_stores_choose_the_same(filled, tree, field):
     payloads, indexes = filled
     text = _text(tree).replace("folder", field if field.isalpha() else f"'{field}'")

@@ -17,7 +17,6 @@ from avse.index.contract import Layout, StoreError
 NAME = "index.json"
 FORMAT = "avse-index"
 VERSION = 2
-"""2 (avse 0.4) has checksums of every entry and shards; 1 is read too."""
 STORES = ("embedded", "memory", "server")
 
 
@@ -58,7 +57,7 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         FileNotFoundError: No such folder.
-        StoreError: The folder is no index, or its ``index.json`` is damaged or of a later version.
+        StoreError: The folder is no index, or its ``index.json`` is damaged or of another version.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such index (avse index FOLDER --out {folder} makes one)")
@@ -74,15 +73,16 @@ def from_json(found: Any, place: str) -> Manifest:
     """Return the manifest that was read from JSON.
 
     Raises:
-        StoreError: It is of a later version; ``place`` is named.
+        StoreError: It is of another version; ``place`` is named.
         ValueError: It is no manifest.
     """
     try:
         if found["format"] != FORMAT:
             raise ValueError(f"format {found['format']!r}, not {FORMAT!r}")
-        if found["version"] > VERSION:
+        if found["version"] != VERSION:
             raise StoreError(
-                f"{place} has format version {found['version']}, this avse reads up to {VERSION}: update avse"
+                f"{place} has format version {found['version']}, this avse reads {VERSION}: use the avse that made it, "
+                "or make the index anew (--force)"
             )
         return _checked(found)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -106,7 +106,7 @@ def _checked(found: dict[str, Any]) -> Manifest:
     layout = Layout(found["side"], *(found[key] for key in ("num_image_blocks", "num_text_blocks", "block_width")))
     if layout.side not in ("images", "texts") or found["store"] not in STORES:
         raise ValueError(f"side {layout.side!r}, store {found['store']!r}")
-    shards, replicas = found.get("shards", 1), found.get("replicas", 1)
+    shards, replicas = found["shards"], found["replicas"]
     for size in (*layout.document, *layout.query, shards, replicas):
         if not isinstance(size, int) or size < 1:
             raise ValueError(

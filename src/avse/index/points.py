@@ -137,8 +137,6 @@ class PointStore(ABC):
                 for point in points:
                     try:
                         self._entry(point)
-                        if "crc" not in point.payload:
-                            yield f"{self.place}: {point.payload['id']!r} has no checksum (an older avse added it)"
                     except DamagedError as error:
                         yield str(error)
         except StoreError as error:
@@ -196,8 +194,6 @@ class PointStore(ABC):
         name, said = kept.get("id"), kept.get("p")
         if not isinstance(name, str) or key_of(name) != str(point.id) or not isinstance(said, dict):
             raise self._damaged(name, f"its id and payload do not fit the point {point.id}")
-        if "crc" not in kept:  # written by an earlier avse
-            return name, said
         text = kept.get("json")
         if not isinstance(text, str) or _crcs(kept)[:1] != [zlib.crc32(text.encode())]:
             raise self._damaged(name, "its payload has another checksum")
@@ -211,7 +207,7 @@ class PointStore(ABC):
         blocks = np.asarray((point.vector or {}).get(VECTOR, ()), np.float32)
         if blocks.shape != self._layout.document:
             raise self._damaged(name, f"its blocks have shape {blocks.shape}, not {self._layout.document}")
-        if "crc" in point.payload and _crcs(point.payload)[1:] != [zlib.crc32(blocks.tobytes())]:
+        if _crcs(point.payload)[1:] != [zlib.crc32(blocks.tobytes())]:
             raise self._damaged(name, "its blocks have another checksum")
         return Entry(name, blocks, payload)
 
@@ -273,7 +269,7 @@ def _kept(name: str, blocks: Blocks, payload: Payload) -> Payload:
 
 
 def _crcs(kept: Payload) -> list[Any]:
-    return kept["crc"] if isinstance(kept["crc"], list) else []
+    return kept["crc"] if isinstance(kept.get("crc"), list) else []
 
 
 def _flags(payload: Payload) -> dict[str, list[str]]:

@@ -32,12 +32,12 @@ Mask = NDArray[np.bool_]
 
 
 class Row(NamedTuple):
-    """One row read back: number, id, payload and, unless an older avse wrote it, the checksum of its blocks."""
+    """One row read back: number, id, payload and the checksum of its blocks."""
 
     number: int
     id: str
     payload: Payload
-    crc: int | None
+    crc: int
 
 
 class _Column:
@@ -89,10 +89,12 @@ class Rows:
         self._columns: dict[str, _Column] = {}
         try:
             self._state: dict[str, int] = json.loads((self._folder / _STATE).read_text("utf-8"))
-            self.generation = self._state.get("generation", 0)
-            self._reserve(self._state["rows"])
-            self._read_lines()
+            if not all(type(self._state[name]) is int for name in ("generation", "rows", "journal_bytes")):
+                raise ValueError(f"{_STATE} holds {self._state}, whole numbers are wanted")
+            self.generation = self._state["generation"]
             size = self.file(_BLOCKS).stat().st_size
+            self._reserve(min(self._state["rows"], size // self.row_bytes))
+            self._read_lines()
             if self._bytes != self._state["journal_bytes"] or self.count != self._state["rows"]:
                 raise ValueError(f"{self.file(_LINES).name} has {self.count} rows of {self._state['rows']}")
             if size < self.count * self.row_bytes:
@@ -163,7 +165,7 @@ class Rows:
 
     def check(self, row: Row, blocks: Blocks) -> None:
         """Raise StoreError where ``blocks`` (B, C) are not those that were written."""
-        if row.crc not in (None, _crc(blocks)):
+        if row.crc != _crc(blocks):
             raise StoreError(self._damage(row.id, "its blocks have another checksum"))
 
     def verify(self) -> Iterator[str]:
@@ -175,8 +177,6 @@ class Rows:
                 row = self._parse(number, line)
                 if isinstance(row, str):
                     yield row
-                elif row.crc is None:
-                    yield f"{self._folder}: {row.id!r} has no checksum (an older avse added it)"
                 elif row.crc != _crc(blocks[number]):
                     yield self._damage(row.id, "its blocks have another checksum")
 
@@ -242,13 +242,9 @@ class Rows:
                 if not line.endswith(b"\n"):
                     raise ValueError(f"{self.file(_LINES).name} ends after {self._bytes + len(line)} bytes")
                 text = line.decode()
-                if text[0] == "{":  # written by an earlier avse
-                    event = json.loads(text)
-                    name, deleted = event.get("id", event.get("delete")), "delete" in event
-                else:
-                    name, deleted = _decode(text, _ID_AT)[0], text[9:17] == _DELETED
-                    if deleted and not _is_whole(line):
-                        raise ValueError(f"the line at byte {self._bytes} has another checksum")
+                name, deleted = _decode(text, _ID_AT)[0], text[9:17] == _DELETED
+                if deleted and not _is_whole(line):
+                    raise ValueError(f"the line at byte {self._bytes} has another checksum")
                 if not isinstance(name, str):
                     raise ValueError(f"the line at byte {self._bytes} has no id")
                 if deleted:
@@ -266,14 +262,11 @@ class Rows:
     def _parse(self, number: int, line: bytes) -> Row | str:
         """Return the row of a line, or what is wrong with it."""
         try:
-            text = line.decode()
-            if text[0] == "{":
-                event = json.loads(text)
-                return Row(number, event["id"], event["payload"], None)
             if _is_whole(line):
+                text = line.decode()
                 name, end = _decode(text, _ID_AT)
                 return Row(number, name, _decode(text, end + 1)[0], int(text[9:17], 16))
-        except (ValueError, KeyError, IndexError):
+        except (ValueError, IndexError):
             pass
         return self._damage(line[_ID_AT:80].decode("utf-8", "backslashreplace"), "its line has another checksum")
 
