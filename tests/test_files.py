@@ -81,6 +81,7 @@ def test_sha256_of_a_file_longer_than_a_chunk(tmp_path):
 def test_manifest_round_trip(folder):
     manifest = files.verify_manifest(folder)
     assert manifest["kind"] == "test"
+    assert manifest["files"].pop("manifest.json")["bytes"] == 0
     assert manifest["files"] == {
         "config.json": {"sha256": hashlib.sha256(b'{"a": 1}').hexdigest(), "bytes": 8},
         "deep/weights.bin": {"sha256": hashlib.sha256(bytes(range(256)) * 8).hexdigest(), "bytes": 2048},

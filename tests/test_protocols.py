@@ -262,7 +262,7 @@ def test_the_whole_ground_truth_is_the_karpathy_split():
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "eccv_caption", None)
-    with pytest.raises(ImportError, match=r"eccv-caption: pip install 'avse\[eccv\]'"):
+    with pytest.raises(ImportError, match=r'protocol eccv needs the extra eccv .*: pip install "avse\[eccv\]"'):
         prepare(["eccv"], make_dataset(["a"], [0], [{"cocoid": 1, "caption_ids": [2]}]))
 
 

@@ -116,7 +116,7 @@ def test_targets_are_checked_beforehand(tmp_path, monkeypatch):
     with pytest.raises(RankingsError, match=r"kept as .npz or .parquet, not as '.csv'"):
         check_target(tmp_path / "a.csv")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ImportError, match=r"pip install 'avse\[parquet\]'; .npz needs nothing"):
+    with pytest.raises(ImportError, match=r'pip install "avse\[parquet\]"; .npz needs nothing'):
         check_target(tmp_path / "a.parquet")
     check_target(tmp_path / "a.npz")
 

@@ -144,7 +144,7 @@ class Calibration:
             return cls(sides[0], sides[1], float(values["false_accepts"]), dict(values["facts"]))
         except CalibrationError:
             raise
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise CalibrationError(f"calibration is not whole: {type(error).__name__}: {error}") from error
 
 

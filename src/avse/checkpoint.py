@@ -93,7 +93,7 @@ def read_calibration(folder: Path) -> Calibration | None:
     """Read a model folder's calibration; one that this version cannot read is a warning, and the model has none."""
     try:
         return Calibration.from_dict(json.loads((folder / CALIBRATION).read_text("utf-8")))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         log.warning(
             "%s: %s; answers are not marked as weak. avse evaluate %s DATA --split val --calibrate --force learns anew",
             folder / CALIBRATION,
@@ -117,11 +117,11 @@ def keep_calibration(folder: str | Path, values: dict[str, Any], *, force: bool 
     folder = Path(folder)
     manifest = files.verify_manifest(folder)
     if manifest["files"].pop(CALIBRATION, None):
-        files.write_json(folder / files.MANIFEST, manifest)
+        files.put_manifest(folder, manifest)
     files.write_json(folder / CALIBRATION, values)
     path = folder / CALIBRATION
     manifest["files"][CALIBRATION] = {"sha256": files.sha256(path), "bytes": path.stat().st_size}
-    files.write_json(folder / files.MANIFEST, manifest)
+    files.put_manifest(folder, manifest)
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -145,8 +145,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """Read safetensors; a damaged file is a CheckpointError."""
     try:
         return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not readable as safetensors: {error}") from error
+    except Exception as error:  # of a header that lies about its tensors, anything
+        said = " ".join(f"{error}".split())[:300]
+        raise CheckpointError(f"{path}: not readable as safetensors: {said}") from error
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -154,7 +155,8 @@ def load_state(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{path}: not readable: {error}") from error
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise CheckpointError(f"{path}: not readable as plain values and tensors: {said}") from error
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -162,7 +164,10 @@ def read_config(folder: Path) -> ModelConfig:
     path = folder / CONFIG
     if not path.is_file():
         raise CheckpointError(f"{folder}: no {CONFIG}; a model folder has {CONFIG}, {WEIGHTS} and {files.MANIFEST}")
-    return parse(ModelConfig, json.loads(path.read_text("utf-8")))
+    try:
+        return parse(ModelConfig, json.loads(path.read_text("utf-8")))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: {' '.join(str(error).split())[:600]}") from error
 
 
 def load_weights(module: torch.nn.Module, tensors: dict[str, Tensor], source: Path) -> None:

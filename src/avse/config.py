@@ -72,9 +72,9 @@ class ModelConfig(Section):
     text_encoder: TextEncoderConfig = TextEncoderConfig()
     num_views: int = Field(2, ge=1, le=16)
     """V: views an image. One view keeps every cell."""
-    embed_dim: int = Field(512, ge=8)
+    embed_dim: int = Field(512, ge=8, le=65_536)
     """D: width of one pooled view and of the text."""
-    block_width: int = Field(256, ge=1)
+    block_width: int = Field(256, ge=1, le=65_536)
     """C: width of a block; must divide D."""
     keep: float = Field(0.8, gt=0, le=1)
     """Share of the grid's cells a view keeps, in training and in evaluation."""
@@ -390,15 +390,16 @@ def _explain(section: type[BaseModel], item: Any) -> str:
     where = ".".join(location) if location else section.__name__
     if item["type"] == "invalid_key":
         inside = f" in {'.'.join(location[:-1])}" if location[:-1] else ""
-        return f"key {item['input']!r}{inside} is no name: names are text, such as {next(iter(section.model_fields))}"
+        name = next(iter(section.model_fields))
+        return f"key {item['input']!r:.200}{inside} is no name: names are text, such as {name}"
     if item["type"] == "extra_forbidden":
         owner: Any = section
         for part in location[:-1]:
             owner = owner.model_fields[part].annotation
-        return f"unknown key {where!r}{_nearest(location[-1], list(owner.model_fields))}"
+        return f"unknown key {where!r:.200}{_nearest(location[-1], list(owner.model_fields))}"
     if item["type"] == "value_error":
-        return f"{where}: {item['ctx']['error']}"
-    return f"{where}: {item['msg']}, got {item['input']!r}"
+        return f"{where}: {item['ctx']['error']!s:.200}"
+    return f"{where}: {item['msg']}, got {item['input']!r:.200}"
 
 
 def _nearest(name: str, names: list[str]) -> str:
@@ -406,10 +407,25 @@ def _nearest(name: str, names: list[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(names))}"
 
 
+class _Plain(yaml.SafeLoader):
+    """Reads YAML without aliases, of which nine lines can mean a thousand million values, at most 50 levels deep."""
+
+    levels = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuse an alias, and what lies too deep."""
+        self.levels += 1
+        if self.levels > 50 or self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias (*name), or more than 50 levels: neither is read")
+        node = super().compose_node(parent, index)
+        self.levels -= 1
+        return node
+
+
 def _read_recipe(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, ValueError) as error:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Plain) or {}
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {_why(error)}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping of sections, found {type(values).__name__}")
@@ -435,11 +451,11 @@ def _with_base(values: dict[str, Any], depth: int = 0) -> dict[str, Any]:
 def _read_override(override: str) -> dict[str, Any]:
     key, sep, text = override.partition("=")
     if not sep:
-        raise ConfigError(f"--set {override!r}: expected section.key=value, such as train.lr=1e-4")
+        raise ConfigError(f"--set {override!r:.200}: expected section.key=value, such as train.lr=1e-4")
     try:
-        tree: Any = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"--set {override!r}: the value is not YAML: {_why(error)}") from error
+        tree: Any = yaml.load(text, _Plain)
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ConfigError(f"--set {override!r:.200}: the value is not YAML: {_why(error)}") from error
     if isinstance(tree, str):
         tree = _number(tree)
     for part in reversed(key.strip().split(".")):
@@ -451,7 +467,7 @@ def _why(error: Exception) -> str:
     """Say in one line what YAML did not like, and where."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
-    return " ".join(str(error).split())
+    return " ".join(str(error).split())[:200]
 
 
 def _find_recipe(path_or_name: str | Path) -> Path:

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from avse.data import PairDataset
+from avse.extras import needs
 from avse.ranks import first_k
 
-HINT = "pip install 'avse[eccv]'"
 KS = (1, 5, 10)
 COLUMNS = 512
 """Columns of the scores copied at a time for the queries of texts."""
@@ -30,12 +30,9 @@ def load_metrics() -> Any:
     Raises:
         ImportError: the package is not installed.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it recommends a faster JSON reader
-            from eccv_caption import Metrics
-    except ImportError as error:
-        raise ImportError(f"protocol eccv needs the package eccv-caption: {HINT}") from error
+    with needs("eccv", "protocol eccv"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it recommends a faster JSON reader
+        from eccv_caption import Metrics
     return Metrics()
 
 

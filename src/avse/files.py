@@ -12,11 +12,15 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 MANIFEST = "manifest.json"
+HUB_FILES = ("README.md", ".gitattributes")
+"""What a hub keeps beside a model and people edit: in no manifest, and no damage."""
 _CHUNK = 1 << 20
+_BLANK = "0" * 64
 
 
 class MismatchError(ValueError):
@@ -55,14 +59,30 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     Raises:
         OSError: The disk refused (full, read-only, ...); it names ``path``, whose former content is untouched.
     """
+    with replacing(path) as temporary:
+        _write_synced(temporary, data)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary name beside ``path`` to write to; when the block ends, that file takes the place atomically.
+
+    For what is too large to be held; missing parent folders are made.
+
+    Raises:
+        OSError: As `write_bytes`.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
     try:
-        _write_synced(temporary, data)
+        yield temporary
+        _sync(temporary)
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
+        if error.errno is None:  # not the system's, and says all there is
+            raise
         raise OSError(error.errno, f"{error.strerror or error}, the file is as it was before", str(path)) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -82,7 +102,7 @@ def write_json(path: str | Path, obj: Any) -> None:  # noqa: ANN401 - anything J
         ValueError: ``obj`` holds NaN or an infinity, which JSON cannot say.
         TypeError: ``obj`` holds something else that JSON cannot say.
     """
-    write_text(path, json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_bytes(path, _text_of(obj))
 
 
 def sha256(path: str | Path) -> str:
@@ -134,9 +154,10 @@ def replace_folder(temporary: str | Path, final: str | Path, *, replace: bool = 
 
 
 def write_manifest(folder: str | Path, extra: dict[str, Any] | None = None) -> None:
-    """Write ``folder/manifest.json`` with size and SHA-256 of every other file in it; call it last.
+    """Write ``folder/manifest.json`` with size and SHA-256 of every file in it; call it last.
 
-    The content is ``{"files": {relative posix path: {"sha256", "bytes"}}, **extra}``.
+    The content is ``{"files": {relative posix path: {"sha256", "bytes"}}, **extra}``; its own digest is taken with
+    zeros in its place.
 
     Raises:
         ValueError: ``extra`` has a key "files".
@@ -145,7 +166,19 @@ def write_manifest(folder: str | Path, extra: dict[str, Any] | None = None) -> N
     if extra and "files" in extra:
         raise ValueError('the manifest keeps "files" for itself: give the extra value another key')
     files = {p: {"sha256": sha256(folder / p), "bytes": (folder / p).stat().st_size} for p in _listed(folder)}
-    write_json(folder / MANIFEST, {"files": files, **(extra or {})})
+    put_manifest(folder, {"files": files, **(extra or {})})
+
+
+def put_manifest(folder: str | Path, manifest: dict[str, Any]) -> None:
+    """Write a manifest of this content with a digest of its own; errors as in `write_json`."""
+    facts = {"sha256": _BLANK, "bytes": 0}  # its size would be part of it
+    manifest = {**manifest, "files": {**manifest["files"], MANIFEST: facts}}
+    facts["sha256"] = hashlib.sha256(_text_of(manifest)).hexdigest()
+    write_bytes(Path(folder) / MANIFEST, _text_of(manifest))
+
+
+def _text_of(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def verify_manifest(folder: str | Path) -> dict[str, Any]:
@@ -161,17 +194,22 @@ def verify_manifest(folder: str | Path) -> dict[str, Any]:
     return _read_manifest(Path(folder))
 
 
-def find_damages(folder: str | Path) -> Iterator[ManifestError]:
-    """Yield each damage that `verify_manifest` would raise, file by file."""
+def find_damages(folder: str | Path, *, foreign: bool = False) -> Iterator[ManifestError]:
+    """Yield each damage that `verify_manifest` would raise, file by file; ``foreign``: and files it does not list."""
     folder = Path(folder)
     try:
         manifest = _read_manifest(folder)
     except ManifestError as error:
         yield error
         return
+    for name in sorted(set(_listed(folder)) - set(manifest["files"]) - set(HUB_FILES)) if foreign else ():
+        yield ManifestError(folder / name, "no such file, for the manifest does not list it", "a file")
     for name, facts in manifest["files"].items():
         path = folder / name
-        if not path.is_file():
+        if name == MANIFEST:
+            if problem := _own_damage(path, manifest):
+                yield ManifestError(path, f"sha256 {facts['sha256']} with zeros in its place", problem)
+        elif not path.is_file():
             yield ManifestError(path, f"a file of {facts['bytes']} bytes", "no such file")
         elif (size := path.stat().st_size) != facts["bytes"]:
             yield ManifestError(path, f"{facts['bytes']} bytes", f"{size} bytes")
@@ -186,7 +224,7 @@ def sync_folder(folder: str | Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)  # Windows flushes what it may write
     try:
         os.fsync(handle)
     finally:
@@ -210,6 +248,16 @@ def _listed(folder: Path) -> Iterator[str]:
             yield name
 
 
+def _own_damage(path: Path, manifest: dict[str, Any]) -> str:
+    """Say what is found where a manifest is not, to the byte, what was written; empty where it is."""
+    facts = manifest["files"][MANIFEST]
+    blank = {**manifest, "files": {**manifest["files"], MANIFEST: {**facts, "sha256": _BLANK}}}
+    if path.read_bytes() != _text_of(manifest):
+        return "other spaces or signs than were written"
+    found = hashlib.sha256(_text_of(blank)).hexdigest()
+    return "" if found == facts["sha256"] else f"sha256 {found}"
+
+
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path, former = folder / MANIFEST, former_folder(folder)
     if not path.is_file():
@@ -223,7 +271,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
                 raise ManifestError(path, "paths inside the folder", name)
             if not isinstance(facts["sha256"], str) or not isinstance(facts["bytes"], int):
                 raise TypeError(name)
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        found = f"{type(error).__name__}: {error}"
+    except ManifestError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        found = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ManifestError(path, "a manifest with size and sha256 of each file", found) from error
     return dict(manifest)

@@ -300,7 +300,7 @@ class AVSE(nn.Module):
         return out
 
     def similarity(self, images: np.ndarray, texts: np.ndarray) -> np.ndarray:
-        """Score image blocks (n, P, C) against text blocks (m, Q, C) -> (n, m): S = Σ_j max_i <v_i, t_j>.
+        """Score image blocks (n, P, C) against text blocks (m, Q, C) -> (n, m): S = Σ_j max_i ⟨v_i, t_j⟩.
 
         The similarity is not symmetric. With P = Q the two sides cannot be told apart by shape: images come first.
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-log = logging.getLogger(__name__)
+from avse.extras import MissingExtraError, needs
 
-PLOTS_HINT = "curves are not drawn: matplotlib is missing (pip install 'avse[plots]')"
+log = logging.getLogger(__name__)
 
 History = list[dict[str, Any]]
 _Value = Callable[[dict[str, Any]], Any]
@@ -26,9 +26,10 @@ def draw_curves(histories: dict[str, History], out: Path) -> bool:
         Whether it was drawn.
     """
     try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        log.warning(PLOTS_HINT)
+        with needs("plots", "drawing the curves"):
+            from matplotlib.figure import Figure
+    except MissingExtraError as missing:
+        log.warning("%s", missing)
         return False
     figure: Any = Figure(figsize=(9, 3.4) if len(histories) > 1 else (13, 6.6), layout="constrained")
     if len(histories) > 1:

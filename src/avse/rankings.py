@@ -8,8 +8,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -19,20 +17,17 @@ from typing import Any
 import numpy as np
 
 from avse import files
+from avse.extras import needs
 from avse.metrics import RetrievalReport, paired_differences, report_from_ranks
 from avse.protocols import Scored
 from avse.ranks import Ranks, first_k
 
 FORMAT = "avse rankings 1"
 SUFFIXES = (".npz", ".parquet")
+LARGEST = 2 << 30
+"""Bytes of an .npz unpacked; COCO's whole test split has some 40 MB."""
 COLUMNS = 512
 """Columns of the scores copied at a time."""
-HINT = "pip install 'avse[parquet]'"
-_BROKEN = (
-    *(OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError),
-    *(zipfile.BadZipFile, zlib.error),
-)
-"""What reading a damaged file raises."""
 _ROW = re.compile(r"row-\d+")
 _MATCHES = ("plain", "duplicate_aware")
 _HITS = ("i2t_hits", "i2t_scores", "t2i_hits", "t2i_scores")
@@ -146,8 +141,9 @@ def load_rankings(path: str | Path) -> Rankings:
     try:
         header, arrays = _read_npz(path) if pyarrow is None else _read_parquet(path)
         return _assemble(header, arrays)
-    except _BROKEN as error:
-        raise RankingsError(f"{path}: not a whole rankings file of avse evaluate --save-rankings ({error})") from error
+    except Exception as error:  # readers of arrays, archives and tables raise anything on damaged files
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise RankingsError(f"{path}: not a whole rankings file of avse evaluate --save-rankings ({said})") from error
 
 
 def compare(first: Rankings, second: Rankings, *, resamples: int = 1000, confidence: float = 0.95) -> dict[str, Any]:
@@ -232,7 +228,14 @@ def _rank_columns(rankings: Rankings) -> dict[str, np.ndarray]:
 def _assemble(header: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> Rankings:
     if header["format"] != FORMAT:
         raise ValueError(f"format {header['format']!r}, this version reads {FORMAT!r}")
+    for key in ("image_ids", "captions"):
+        if not isinstance(header[key], list) or not all(isinstance(text, str) for text in header[key]):
+            raise ValueError(f"{key} is no list of texts")
     owners = np.array(header["text_to_image"], np.int64)
+    if owners.shape != (len(header["captions"]),) or not isinstance(header["meta"], dict):
+        raise ValueError("text_to_image is not one image a caption, or there are no facts")
+    if len(owners) and not 0 <= owners.min() <= owners.max() < len(header["image_ids"]):
+        raise ValueError(f"text_to_image must lie in 0..{len(header['image_ids']) - 1}, found {owners.max()}")
     queries = np.unique(owners)
     ranks: dict[str, dict[str, Ranks]] = {}
     for name, starts in header["fold_starts"].items():
@@ -250,16 +253,17 @@ def _assemble(header: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> Ranki
 
 def _read_npz(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     with np.load(path, allow_pickle=False) as archive:
+        size = sum(member.file_size for member in archive.zip.infolist())
+        if size > LARGEST:
+            raise ValueError(f"{size:,} bytes unpacked, at most {LARGEST:,} are read")
         arrays = {name: archive[name] for name in archive.files}
     return json.loads(arrays.pop("header").tobytes()), arrays
 
 
 def _pyarrow(path: Path) -> Any:
-    try:
+    with needs("parquet", f"{path}: .parquet", "; .npz needs nothing"):
         import pyarrow
         import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError(f"{path}: .parquet needs pyarrow: {HINT}; .npz needs nothing") from error
     return pyarrow
 
 

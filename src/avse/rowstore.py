@@ -42,10 +42,11 @@ class RowStore:
         lines = journal.read_bytes().splitlines(keepends=True) if journal.is_file() and self.data.is_file() else []
         if not lines or _parse(lines[0]) != self._header:
             return not journal.exists()
+        most = self.data.stat().st_size // self.row_bytes
         with self.data.open("rb") as stream:
             for line in lines[1:]:
                 step = _parse(line)
-                if step is None or step["rows"] - self.rows != step["done"] - self.done - len(step["skips"]):
+                if step is None or not _is_step(step, self.done, self.rows) or step["rows"] > most:
                     break
                 part = stream.read((step["rows"] - self.rows) * self.row_bytes)
                 if len(part) != (step["rows"] - self.rows) * self.row_bytes or zlib.crc32(part) != step["crc"]:
@@ -89,8 +90,24 @@ def _line(values: dict[str, Any]) -> bytes:
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
+def _is_step(said: dict[str, Any], done: int, rows: int) -> bool:
+    """Tell whether a line counts upwards from what was there: checksums are no proof of who wrote them."""
+    skips = said.get("skips")
+    return (
+        isinstance(skips, list)
+        and all(type(said.get(name)) is int for name in ("done", "rows", "crc"))
+        and 0 <= said["rows"] - rows == said["done"] - done - len(skips)
+        and all(isinstance(skip, list) and [type(part) for part in skip] == [int, str] for skip in skips)
+    )
+
+
 def _parse(line: bytes) -> dict[str, Any] | None:
     """What a journal line says, None where it is not whole."""
     checksum, _, text = line.rstrip(b"\n").partition(b" ")
-    whole = line.endswith(b"\n") and checksum == b"%08x" % zlib.crc32(text)
-    return json.loads(text) if whole else None
+    if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
+        return None
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return said if isinstance(said, dict) else None

@@ -16,13 +16,10 @@ from avse.index import Hit
 
 
 @pytest.fixture
-def model(tmp_path, tiny_vit_folder, tiny_bert_folder):
-    from avse.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
+def model(tmp_path, tiny_config):
     from avse.model import AVSE
 
-    encoders = ImageEncoderConfig(source=str(tiny_vit_folder)), TextEncoderConfig(source=str(tiny_bert_folder))
-    config = ModelConfig(image_encoder=encoders[0], text_encoder=encoders[1], embed_dim=16, block_width=8)
-    return AVSE(config).save_pretrained(tmp_path / "model")
+    return AVSE(tiny_config).save_pretrained(tmp_path / "model")
 
 
 def test_pictures_are_told_by_number_and_size(tmp_path):

@@ -170,7 +170,7 @@ def test_work_and_ratio_follow_from_the_seconds():
 def test_a_rival_that_is_not_installed_is_listed(module, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     rows = scoring.measure_matrix(SIZES, 1) + queries.measure_queries(40, (3, 2, 16), 4, 5, 1)
-    lacking = [row for row in rows if row["note"] == "not installed: pip install 'avse[bench]'"]
+    lacking = [row for row in rows if row["note"] == 'not installed: pip install "avse[bench]"']
     names = {"maxsim_cpu": "maxsim-cpu", "sentence_transformers": "sentence-transformers maxsim"}
     names |= {"numba": "numba fp32 scan", "faiss": "faiss flat inner product"}
     assert {row["way"] for row in lacking} == {names[module]} and all(row["seconds"] is None for row in lacking)

@@ -11,7 +11,6 @@ from PIL import Image
 
 from avse.benchmarks.weak import measure_weak, unshared, wilson
 from avse.cli import main
-from avse.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
 from avse.model import AVSE
 
 
@@ -59,14 +58,8 @@ def words(tmp_path):
     return tmp_path / "data"
 
 
-def test_the_index_says_what_the_matrix_says(words, tiny_vit_folder, tiny_bert_folder, tmp_path, capsys):
-    config = ModelConfig(
-        image_encoder=ImageEncoderConfig(source=str(tiny_vit_folder)),
-        text_encoder=TextEncoderConfig(source=str(tiny_bert_folder)),
-        embed_dim=16,
-        block_width=8,
-    )
-    model = AVSE(config).eval()
+def test_the_index_says_what_the_matrix_says(words, tiny_config, tmp_path, capsys):
+    model = AVSE(tiny_config).eval()
     model.save_pretrained(tmp_path / "m")
     row = measure_weak(model, words, wanted=10)
     assert row["questions"] == 10 and row["indexed"] == 20 and row["training_pictures"] == 30

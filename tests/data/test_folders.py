@@ -92,7 +92,7 @@ def test_a_saved_set_is_refused_with_the_way_out(tmp_path):
 
 def test_without_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ImportError, match=r"pip install 'avse\[hf\]'"):
+    with pytest.raises(ImportError, match=r'pip install "avse\[hf\]"'):
         load_dataset(image_folder(tmp_path / "set", [{"text": "x"}]))
 
 

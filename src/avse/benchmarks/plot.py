@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from avse.extras import needs
+
 
 def check_plots() -> None:
     """Raise ImportError with the way out where matplotlib is missing."""
-    try:
+    with needs("plots", "the plot"):
         import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ImportError("the plot needs matplotlib: pip install 'avse[plots]'") from error
 
 
 def draw_matching(rows: list[dict[str, Any]], out: Path, machine: str) -> None:

@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from avse.extras import pip_line
+
 Array = NDArray[np.float32]
 Search = Callable[[Array], tuple[Array, NDArray[np.int64]]]
 """(R, C) one query -> (k,) scores, best first, and (k,) documents."""
@@ -32,7 +34,7 @@ def missing(module: str) -> str | None:
     try:
         importlib.import_module(module)
     except ImportError:
-        return "not installed: pip install 'avse[bench]'"
+        return f"not installed: {pip_line('bench')}"
     return None
 
 

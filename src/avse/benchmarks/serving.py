@@ -113,7 +113,7 @@ def _resident_mib() -> float:
 def _ask(port: int, clients: int, random: np.random.Generator, count: int, k: int) -> dict[str, float]:
     told = {"port": port, "clients": clients, "k": k, "sentences": [_sentence(random) for _ in range(count)]}
     command = [sys.executable, "-c", "from avse.benchmarks.load import main; main()"]
-    done = subprocess.run(command, input=json.dumps(told), capture_output=True, text=True, check=False)
+    done = subprocess.run(command, input=json.dumps(told), capture_output=True, encoding="utf-8", check=False)
     if done.returncode:
         raise RuntimeError(f"the load failed: {done.stderr.strip().splitlines()[-1:]}")
     found = json.loads(done.stdout)

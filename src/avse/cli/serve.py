@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from avse.cli.common import MisuseError, natural_int, positive_int, prepare_process
+from avse.extras import needs
 
 DEMO = "runs/demo/index.avse"
 PORT = 8377
@@ -75,13 +76,9 @@ def run(args: argparse.Namespace) -> int:
         kind, _, rest = origin.partition("://")
         if kind not in ("http", "https") or not rest or "/" in rest:
             raise MisuseError(f"--cors {origin}: an origin such as https://example.org is wanted, without a path")
-    try:
+    with needs("serve", "avse serve"):
         from avse.serve import Limits, create_app
         from avse.serve.run import Server, listen
-    except ImportError as error:
-        raise ImportError(
-            f"serving needs the extra serve ({error.name} is missing): pip install 'avse[serve]'"
-        ) from error
     from avse.index import Index
 
     given = {field: getattr(args, name) for name, (field, _) in _LIMITS.items() if getattr(args, name)}

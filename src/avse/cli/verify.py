@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,18 +45,26 @@ def _damages(path: str) -> Iterator[str]:
     if "://" in path or is_index(Path(path)):
         yield from _index_damages(path)
     elif (Path(path) / MANIFEST).exists():
-        yield from map(str, find_damages(path))
+        yield from map(str, find_damages(path, foreign=True))
     else:
         raise ValueError(f"{path} is neither an index nor a model folder of avse (no index.json, no {MANIFEST})")
 
 
 def _index_damages(path: str) -> Iterator[str]:
-    from avse.index import Index
+    from avse.files import write_bytes
+    from avse.index import Index, seal
 
+    folder = None if "://" in path else Path(path)
+    broken = list(seal.find_damages(folder)) if folder else []
+    yield from broken
+    if folder and not seal.is_sealed(folder):
+        print(f"{path} is not sealed (it is open, or its process died): entries alone are checked", file=sys.stderr)
+    kept = (folder / seal.NAME).read_bytes() if folder and broken and (folder / seal.NAME).is_file() else b""
     try:
-        index = Index.open(path)
+        with Index.open(path) as index:
+            yield from index.verify()
     except OSError as error:
         yield str(error)
-        return
-    with index:
-        yield from index.verify()
+    finally:
+        if folder and kept:  # or the damage would be sealed in
+            write_bytes(folder / seal.NAME, kept)

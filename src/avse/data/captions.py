@@ -67,7 +67,7 @@ def _read_jsonl(path: Path) -> Iterator[Entry]:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}:{number}: not JSON ({error})") from error
         if not isinstance(said, dict) or not {"image", "captions"} <= said.keys():
-            found = f"the keys {sorted(said)}" if isinstance(said, dict) else f"a {type(said).__name__}"
+            found = f"the keys {sorted(said)!s:.200}" if isinstance(said, dict) else f"a {type(said).__name__}"
             raise ValueError(f'{path}:{number}: an object with "image" and "captions" is wanted, found {found}')
         image, captions, split = said.pop("image"), said.pop("captions"), said.pop("split", None)
         if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
@@ -82,7 +82,8 @@ def _read_csv(path: Path) -> Iterator[Entry]:
     try:
         header = [name.strip().lower() for name in next(reader, [])]
         if not {"image", "caption"} <= set(header) or len(set(header)) != len(header):
-            raise ValueError(f"{path}:1: the columns image, caption and perhaps split are wanted, found {header}")
+            found = f"{header!s:.200}"
+            raise ValueError(f"{path}:1: the columns image, caption and perhaps split are wanted, found {found}")
         for row in reader:
             if not row:
                 continue

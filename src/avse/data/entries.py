@@ -75,12 +75,19 @@ def add_captions(entry: Entry, captions: Iterable[str], where: str, ids: Sequenc
     """
     for i, caption in enumerate(captions):
         if text := caption.strip():
+            if not is_unicode(text):
+                raise ValueError(f"{entry.where}: half a character (a lone surrogate) in the caption {text!a:.80}")
             entry.captions.append(text)
             if ids is not None:
                 entry.record.setdefault("caption_ids", []).append(ids[i])
         else:
             entry.skipped.append(Skip(entry.image, f"empty caption: {where}"))
     return entry
+
+
+def is_unicode(text: str) -> bool:
+    """Tell whether a text can be written: JSON can hold half of a surrogate pair, which no file can."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def read_text(path: Path) -> str:
@@ -142,7 +149,7 @@ def fields(said: Any, wanted: Mapping[str, type], where: str) -> dict[str, Any]:
     for key, kind in wanted.items():
         if key not in said:
             raise ValueError(
-                f"{where}: no {key!r}, which must be there ({_KINDS[kind]}); found the keys {sorted(said)}"
+                f"{where}: no {key!r}, which must be there ({_KINDS[kind]}); found the keys {sorted(said)!s:.300}"
             )
         if type(said[key]) is not kind:
             raise ValueError(f"{where}: {key!r} must be {_KINDS[kind]}, found {shown(said[key])}")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from avse.data.entries import ALIASES, Entry, Listing, add_captions, kind_of, picture_path, shown
+from avse.extras import needs
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 SAVED = ("dataset_dict.json", "state.json")
@@ -43,10 +44,8 @@ def read(path: Path, split: str | None) -> Listing:
             f"{path.parent}: a set that save_to_disk wrote holds its pictures inside its tables: write them into a "
             "folder once, row['image'].save(...), with metadata.csv (file_name, text, split) beside them"
         )
-    try:
+    with needs("hf", f"{path}: this layout of Hugging Face's datasets"):
         import datasets
-    except ImportError as error:
-        raise ImportError(f"{path}: this layout needs Hugging Face's datasets: pip install 'avse[hf]'") from error
     datasets.disable_progress_bars()
     folder = path if path.is_dir() else path.parent
     return Listing(list(_image_folder(folder, _parts(path))), mergeable=True, pictures=folder)

@@ -263,6 +263,8 @@ def _listed(folder: Path) -> tuple[Shard, ...]:
     shards = []
     for said in info["shards"]:
         fields(said, {"name": str, "count": int, "bytes": int, "sha256": str}, f"{folder / INFO}: a shard")
+        if said["name"] != Path(said["name"]).name or "\\" in said["name"]:
+            raise ShardError(folder / INFO, "names of shards in its folder", repr(said["name"]))
         path = folder / said["name"]
         if (size := path.stat().st_size if path.is_file() else None) != said["bytes"]:
             raise ShardError(path, f"{said['bytes']:,} bytes", "no such file" if size is None else f"{size:,} bytes")

@@ -18,7 +18,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from avse.data.entries import kind_of
+from avse.data.entries import is_unicode, kind_of
 from avse.files import MismatchError
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
@@ -120,7 +120,7 @@ def _opened(path: Path) -> Iterator[tarfile.TarFile]:
         raise
     except Exception as error:  # the reader of headers raises anything on damaged files
         expected = "a whole tar file that is not compressed"
-        raise ShardError(path, expected, f"{type(error).__name__}: {error}") from error
+        raise ShardError(path, expected, " ".join(f"{type(error).__name__}: {error}".split())[:300]) from error
 
 
 def _files(tar: tarfile.TarFile, path: Path) -> Iterator[_File]:
@@ -166,6 +166,8 @@ def _sample(key: str, files: Mapping[str, bytes]) -> Sample:
     texts = [said] if isinstance(said, str) else said or []
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"unreadable caption: a text or a list of texts is wanted, found {kind_of(said)}")
+    if not all(map(is_unicode, texts)):
+        raise ValueError("unreadable caption: half a character (a lone surrogate)")
     captions = tuple(text.strip() for text in texts if text.strip())
     if not captions:
         raise ValueError("no caption")

@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from avse.config import ConfigError, ModelConfig, parse
-from avse.encoders.base import EncoderError, ImageEncoder, TextEncoder, load_transformer, transformer_config
+from avse.encoders.base import (
+    EncoderError,
+    ImageEncoder,
+    TextEncoder,
+    load_transformer,
+    refusing,
+    transformer_config,
+)
 from avse.encoders.dual_pixels import PAIRS, pair_pixels
 from avse.encoders.dual_towers import DualImage, DualText, OwnImageHead, OwnTextHead
 from avse.encoders.hub import local_folder
@@ -32,9 +39,9 @@ def pair_type(folder: str | Path) -> str:
     path = Path(folder) / "config.json"
     try:
         kind = json.loads(path.read_text("utf-8")).get("model_type") if path.is_file() else ""
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return ""
-    return kind if kind in PAIRS else ""
+    return kind if isinstance(kind, str) and kind in PAIRS else ""
 
 
 def own_heads(
@@ -78,7 +85,9 @@ def pair_config(
     allow_download: bool,
 ) -> ModelConfig:
     """Return the settings of a pair's model; arguments and errors as in `AVSE.from_dual_encoder`."""
-    kind, _, dim = _open(local_folder(source, allow_download))
+    folder = local_folder(source, allow_download)
+    with refusing(folder, "no whole pair of encoders"):
+        kind, _, dim = _open(folder)
     stage = sampling_stage or ("input" if num_views > 1 and PAIRS[kind].class_token else "output")
     values = {
         "image_encoder": {"source": source, "frozen": frozen, "sampling_stage": stage, "resolution": resolution},
@@ -127,6 +136,11 @@ def build_pair(
             f"{config.text_encoder.source!r}: give the pair's folder as init_from (--set init_from=FOLDER)"
         )
     folder = local_folder(source, allow_download)
+    with refusing(folder, "no whole pair of encoders"):
+        return _load_pair(config, folder)
+
+
+def _load_pair(config: ModelConfig, folder: Path) -> tuple[ModelConfig, DualImage, DualText, dict[str, float]]:
     kind, whole, dim = _open(folder)
     family, text = PAIRS[kind], whole.text_config
     tokenizer = load_tokenizer(folder)

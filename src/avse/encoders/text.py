@@ -28,6 +28,7 @@ from avse.encoders.base import (
     transformer_config,
 )
 from avse.encoders.hub import local_folder
+from avse.extras import MissingExtraError, pip_line
 
 MINILM = "minilm"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -176,10 +177,11 @@ def load_tokenizer(folder: Path) -> Any:
         )
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except ImportError as error:  # SigLIP's needs sentencepiece
-        wanted = " ".join(str(error).split())[:200]
-        raise EncoderError(
-            f"{folder}: its tokenizer needs a package (pip install sentencepiece protobuf): {wanted}"
+    except ImportError as error:  # transformers says it in a paragraph
+        wanted = " ".join(str(error).split())[:100]
+        raise MissingExtraError(
+            f"{folder}: its tokenizer needs the extra siglip ({wanted} …): {pip_line('siglip')}"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EncoderError(f"{folder}: its tokenizer cannot be loaded: {error}") from error
+    except Exception as error:  # its readers raise anything, down to bare exceptions
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise EncoderError(f"{folder}: its tokenizer cannot be loaded: {said}") from error

@@ -49,6 +49,8 @@ class EmbeddedStore(PointStore):
         super().__init__(layout)
         self._folder, self._lock, self.place = folder, lock, str(folder)
         self._matching: dict[Node, engine.Filter] = {}
+        self.changed = False
+        """Whether anything was written since it was opened."""
         lock.acquire()
         try:
             self._check_files()
@@ -56,6 +58,7 @@ class EmbeddedStore(PointStore):
             (folder / _SIZES).unlink(missing_ok=True)
             sync_folder(folder)  # or it might be there again after a power failure, with sizes that are no longer true
         except BaseException:
+            lock.restore()
             lock.release()
             raise
 
@@ -78,6 +81,7 @@ class EmbeddedStore(PointStore):
     def compact(self) -> None:
         """Let the engine rewrite every segment that holds deleted points; a graph of such a segment goes with them."""
         self.flush()
+        self.changed = True
         with self._doing("compacting"):
             self._shard.close()
         self._shard = self._load(_config(self._layout, _NEVER_KIB, deleted_threshold=1e-9, vacuum_min_vector_number=1))
@@ -90,6 +94,7 @@ class EmbeddedStore(PointStore):
     def search(self, query: Blocks, k: int, where: Node | None, approximate: bool) -> list[Hit]:
         """Search; ``approximate`` first builds the HNSW graph where it is missing and worth it (slow, once)."""
         if approximate:
+            self.changed = True
             with self._doing("building the HNSW graph"):
                 began = time.monotonic()
                 if self._shard.optimize():
@@ -109,6 +114,7 @@ class EmbeddedStore(PointStore):
                 with self._doing("closing"):
                     self._shard.close()
                 write_json(self._folder / _SIZES, self._sizes())
+                self._lock.seal(f"{self._folder.name}/" if self.changed else "")
             finally:
                 self._lock.release()
 
@@ -148,6 +154,7 @@ class EmbeddedStore(PointStore):
 
     def _upsert(self, points: Iterator[tuple[str, Blocks, Payload]], count: int) -> None:
         self._matching.clear()
+        self.changed = True
         row_bytes = 4 * self._layout.document[0] * self._layout.document[1]
         free = shutil.disk_usage(self._folder).free
         if free < _RESERVE_BYTES + 3 * count * row_bytes:  # its log, its segments and what a merge takes
@@ -161,6 +168,7 @@ class EmbeddedStore(PointStore):
 
     def _remove(self, keys: Sequence[str]) -> None:
         self._matching.clear()
+        self.changed = True
         with self._doing("deleting"):
             self._shard.update(engine.UpdateOperation.delete_points(list(keys)))
 

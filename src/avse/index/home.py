@@ -107,7 +107,7 @@ class FolderHome:
 
     def open(self, manifest: Manifest) -> Store:
         """Open the store; the embedded one takes the lock."""
-        place = self._folder / manifest.store, manifest.layout, IndexLock(self._folder)
+        place = self._folder / manifest.store, manifest.layout, IndexLock(self._folder, sealed=True)
         if manifest.store == "memory":
             return MemoryStore(*place)
         store: Store = _sharded()(*place, manifest.shards) if manifest.shards > 1 else _embedded()(*place)

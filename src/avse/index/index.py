@@ -122,7 +122,7 @@ class Index:
         Raises:
             FileNotFoundError: No such folder or collection.
             ValueError: ``model`` is not the one the index was made with.
-            StoreError: No index, damaged, of a later version, open in another process, or a server that fails.
+            StoreError: No index, damaged, of another version, open in another process, or a server that fails.
         """
         home = find_home(path)
         manifest = home.read()
@@ -347,8 +347,8 @@ class Index:
         """Return the k best entries, best first, ties in the order of their ids.
 
         Args:
-            query: A sentence: S(I, T) = Σ_j max_i <v_i, t_j>.
-            image: A picture: S_II = (1/P) Σ_i max_i' <v_i, v'_i'>; with a sentence ½·S/Q + ½·S_II. In an index of texts
+            query: A sentence: S(I, T) = Σ_j max_i ⟨v_i, t_j⟩.
+            image: A picture: S_II = (1/P) Σ_i max_i' ⟨v_i, v'_i'⟩; with a sentence ½·S/Q + ½·S_II. In an index of texts
                 a picture is what is asked, by S.
             embedding: In place of both: unit blocks (Q, C) for an index of images, (P, C) for one of texts, by S.
             where: A condition on the payload, such as ``folder = 2019 and width > 1000``.

@@ -184,6 +184,7 @@ class MemoryStore:
         """Flush and release the lock."""
         try:
             self.flush()
+            self._lock.seal()
         finally:
             self._lock.release()
 

@@ -16,16 +16,15 @@ from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
+from avse.extras import needs
 from avse.index.contract import Blocks, Layout, Payload, StoreError
 from avse.index.manifest import Manifest, from_json
 from avse.index.points import VECTOR, Kit, PointStore, check_side
 
-try:
+with needs("server", "an index on a server"):
     from qdrant_client import QdrantClient, models
     from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
     from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
-except ImportError as missing:
-    raise ImportError("an index on a server needs qdrant-client: pip install 'avse[server]'") from missing
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")

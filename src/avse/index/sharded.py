@@ -31,6 +31,7 @@ class ShardedStore:
         """
         self._layout, self._lock = layout, lock
         self._shards: list[EmbeddedStore] = []
+        self._name, self._broken = folder.name, False
         lock.acquire()
         try:
             for number in range(shards):
@@ -39,6 +40,8 @@ class ShardedStore:
                     raise StoreError(f"{place} is missing, one of {shards} shards: copy it back or use --force")
                 self._shards.append(EmbeddedStore(place, layout, IndexLock(place)))
         except BaseException:
+            self._broken = True
+            self._lock.restore()
             self.close()
             raise
 
@@ -120,8 +123,14 @@ class ShardedStore:
         """Close all shards, whatever one of them says, and release the lock."""
         with ExitStack() as closing:
             closing.callback(self._lock.release)
+            closing.push(self._seal)
             for shard in self._shards:
                 closing.callback(shard.close)
+
+    def _seal(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Seal the index once all shards are closed."""
+        if kind is None and not self._broken:
+            self._lock.seal(f"{self._name}/" if any(shard.changed for shard in self._shards) else "")
 
     def _split(self, ids: Sequence[str]) -> list[tuple[EmbeddedStore, list[int]]]:
         """Return each shard that has some of ``ids`` with their positions."""

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from avse.extras import needs
 from avse.index.contract import Skipped
 from avse.index.feed import embed_files
 from avse.index.pictures import Picture
 
-HINT = "pip install 'avse[ray]'"
 _FIRST, _MOST = 1_000, 20_000  # pictures an actor in a run of the pipeline, which loads the model once
 _TASK_BATCHES = 16  # of one task, at most: what is done again when a machine is lost
 _CONNECT_SECONDS = 5.0
@@ -62,10 +62,8 @@ def embed_with_ray(
         OSError: No cluster at ``address``, or one of its machines does not see a picture that this one sees.
         RuntimeError: An actor failed, for instance because it cannot load the model, or Ray lost pictures.
     """
-    try:
+    with needs("ray", "embedding on a Ray cluster"):
         import ray
-    except ImportError as error:
-        raise ImportError(f"embedding on a Ray cluster needs ray: {HINT}") from error
     folder = Path(model_folder).resolve()
     if not folder.is_dir():
         raise ValueError(f"{model_folder}: no such model folder")

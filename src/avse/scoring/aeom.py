@@ -1,4 +1,4 @@
-"""AEOM, the asymmetric embedding optimal matching: S(I, T) = Σ_j max_i <v_i, t_j> (method, section 3).
+"""AEOM, the asymmetric embedding optimal matching: S(I, T) = Σ_j max_i ⟨v_i, t_j⟩ (method, section 3).
 
 The definition, for numpy and for torch on any device, with gradients; float32 on the CPU without gradients goes by
 `avse.scoring.tiles`. Torch is touched only when a torch tensor comes in. Knows no model.
@@ -44,7 +44,7 @@ def check_blocks(images: Any, texts: Any) -> None:
 
 
 def aeom(images: Blocks, texts: Blocks, precision: Precision = "fp32") -> Blocks:
-    """Score every image against every text: S = Σ_j max_i <v_i, t_j>.
+    """Score every image against every text: S = Σ_j max_i ⟨v_i, t_j⟩.
 
     Args:
         images: (n, P, C), unit blocks, numpy or torch.

@@ -10,9 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-BOARD_HINT = (
-    "train.tensorboard is true, but TensorBoard is missing: pip install 'avse[tensorboard]', or set it to false"
-)
+from avse.extras import needs
 
 
 class Board:
@@ -28,10 +26,8 @@ class Board:
     """
 
     def __init__(self, folder: str | Path, purge_step: int = 0) -> None:
-        try:
+        with needs("tensorboard", "train.tensorboard=true", ", or set it to false"):
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ImportError(BOARD_HINT) from error
         self._writer = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=30)
 
     def step(self, step: int, parts: Mapping[str, float]) -> None:

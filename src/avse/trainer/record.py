@@ -164,7 +164,7 @@ def read_run(folder: str | Path) -> dict[str, Any]:
         newest = max(folder.glob(f"{CHECKPOINTS}/step-*/{files.MANIFEST}"), default=folder / CHECKPOINTS)
         run = {"identity": _read(newest, dict, problems).get("identity")} if newest.is_file() else {}
     history = result.get("history") or _read(folder / HISTORY, list, problems)
-    history = [entry for entry in history if isinstance(entry, dict) and isinstance(entry.get("val"), dict)]
+    history = [entry for entry in history if _is_entry(entry)] if isinstance(history, list) else []
     done = run.get("status") or ("finished" if (folder / MODEL).is_dir() or result else None)
     left = "stopped" if (folder / CHECKPOINTS).is_dir() or history else "unknown"
     if not (run.get("identity") or history or problems):
@@ -173,10 +173,9 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     if best is None and history:
         best = max(reversed(history), key=lambda entry: entry["val"].get("rsum", 0.0)).get("epoch")
     figures = next((entry["val"] for entry in history if entry.get("epoch") == best), None)
-    return {
+    found = {
         **run,
         "status": done or left,
-        "problem": "; ".join(problems) or None,
         "identity": _mapping(run.get("identity")),
         "history": history,
         "best_epoch": best,
@@ -185,6 +184,39 @@ def read_run(folder: str | Path) -> dict[str, Any]:
         "last_epoch": run.get("last_epoch", history[-1].get("epoch") if history else None),
         "seconds": _mapping(run.get("seconds")),
     }
+    return _fitted(found, _SHAPE, problems, "") | {"problem": "; ".join(problems) or None}
+
+
+_SHAPE: dict[str, Any] = {
+    "status": str,
+    **dict.fromkeys(("best_epoch", "last_epoch"), int),
+    "best_rsum": (int, float),
+    "best": {"i2t": {}, "t2i": {}},
+    "seconds": (int, float),
+    "identity": {"config": {}, "model": {"image_encoder": {}, "text_encoder": {}}},
+    "data": {"train": {}, "val": {}},
+    **dict.fromkeys(("versions", "hardware"), {}),
+    "pieces": list,
+}
+"""What run.json must hold where it holds it: a kind, or an object of such; of `seconds` each value."""
+
+
+def _fitted(values: dict[str, Any], shape: dict[str, Any], problems: list[str], where: str) -> dict[str, Any]:
+    """Return an object with None in place of what is of another kind than `shape` says, which is a problem."""
+    kept = dict(values)
+    for name, kind in shape.items():
+        value, place = values.get(name), f"{where}{name}"
+        if value is None:
+            continue
+        if name == "seconds":
+            kept[name] = _fitted(value, dict.fromkeys(value, kind), problems, f"{place}.")
+            kept[name] = {part: number or 0.0 for part, number in kept[name].items()}
+        elif isinstance(kind, dict) and isinstance(value, dict):
+            kept[name] = _fitted(value, kind, problems, f"{place}.")
+        elif not isinstance(value, dict if isinstance(kind, dict) else kind) or isinstance(value, bool):
+            problems.append(f"{place} is damaged: {str(value)[:40]!r}")
+            kept[name] = None
+    return kept
 
 
 def versions() -> dict[str, str | None]:
@@ -241,6 +273,14 @@ def _line_of(path: str, key: str) -> str | None:
     return next(found, None)
 
 
+def _is_entry(entry: Any) -> bool:
+    """Tell whether a line of a history can be compared with others."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("val"), dict):
+        return False
+    kinds = (type(entry.get("epoch", 0)), type(entry["val"].get("rsum", 0.0)))
+    return kinds[0] is int and kinds[1] in (int, float)
+
+
 def _ended(piece: dict[str, Any]) -> dict[str, Any]:
     """A piece that never said how it ended was killed, after its last word."""
     return {**piece, "end": "killed"} if piece.get("end") == "running" else piece
@@ -260,7 +300,7 @@ def _read(path: Path, kind: type[_Kind], problems: list[str]) -> _Kind:
         value = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return kind()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         problems.append(f"{path.name} is damaged: {' '.join(str(error).split())}")
         return kind()
     if isinstance(value, kind):

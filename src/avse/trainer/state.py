@@ -78,6 +78,20 @@ class Progress:
         return cls(**values)
 
 
+def read_progress(path: Path) -> Progress:
+    """Read a checkpoint's progress; one that is not what `Progress.to_json` wrote is a CheckpointError."""
+    try:
+        found = Progress.from_json(path.read_text("utf-8"))
+        for name, default in asdict(Progress()).items():
+            kind = (str, type(None)) if name == "collapse" else (int, float) if name == "best_rsum" else type(default)
+            if not isinstance(getattr(found, name), kind):
+                raise TypeError(f"{name} {getattr(found, name)!r}")
+        return found
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise checkpoint.CheckpointError(f"{path}: not the progress of a training ({said})") from error
+
+
 class Checkpoints:
     """The checkpoints of one run; one training at a time owns them.
 
@@ -198,7 +212,7 @@ class Checkpoints:
         state = checkpoint.load_state(found / checkpoint.STATE)
         optimizer.load_state_dict(state["optimizer"])
         step.scaler.load_state_dict(state["scaler"])
-        progress = Progress.from_json((found / PROGRESS).read_text("utf-8"))
+        progress = read_progress(found / PROGRESS)
         if progress.best_epoch >= 0 and (problem := next(files.find_damages(self._best(progress.best_epoch)), None)):
             log.warning("the best epoch's weights are damaged: %s; the best epoch to come will be kept", problem)
             progress.best_epoch, progress.best_rsum = -1, -math.inf

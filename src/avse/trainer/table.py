@@ -180,7 +180,7 @@ def memory_bytes(device: str = "cpu") -> int | None:
 
         return torch.cuda.memory_reserved(device)
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(Path("/proc/self/statm").read_text("utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, AttributeError):
         return None
 

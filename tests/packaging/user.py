@@ -1,0 +1,8 @@
+"""Five lines of somebody else's, checked by mypy against the installed wheel (`make smoke`)."""
+
+from avse import AVSE, Index, evaluate, load_dataset
+
+model: AVSE = AVSE.from_pretrained("run/model")
+rsum: float = evaluate(model, load_dataset("pictures", split="test")).rsum
+with Index.open("photos.avse", model=model) as index:
+    names: list[str] = [hit.id for hit in index.search("a dog", k=3)]

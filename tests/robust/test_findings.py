@@ -1,0 +1,164 @@
+"""What the neighbours of valid files once brought to light, each as the shortest file that did it."""
+
+import json
+import zipfile
+import zlib
+
+import pytest
+from robust_indexes import fill, use
+from robust_kit import fault
+from robust_loaders import _write_rankings
+
+from avse.calibration import Calibration, CalibrationError
+from avse.cli.runs import flat, row_of
+from avse.config import ConfigError, ModelConfig, change, load_recipe, parse
+from avse.data import load_dataset
+from avse.encoders import EncoderError, TextEncoder
+from avse.encoders.base import transformer_config
+from avse.index import Index, StoreError
+from avse.rankings import RankingsError, load_rankings
+from avse.rowstore import RowStore
+from avse.trainer.record import read_run
+from avse.trainer.state import read_progress
+
+
+def test_the_kit_sees_what_it_should_see(tmp_path):
+    """Faults of every kind are told from proper errors; a fuzzer that sees nothing proves nothing."""
+
+    def raises(error):
+        def load():
+            raise error
+
+        return load
+
+    family = (ValueError, OSError)
+    assert fault(lambda: None, ("x",), family) is None
+    assert fault(raises(ValueError("x: no")), ("x",), family) is None
+    for error in (KeyError("x"), TypeError("x"), RecursionError("x"), MemoryError("x"), SystemExit("x")):
+        assert type(error).__name__ in fault(raises(error), ("x",), family)
+    assert "names no file" in fault(raises(ValueError("no")), ("x",), family)
+    assert "2 lines" in fault(raises(ValueError("x\nno")), ("x",), family)
+    assert "raw JSONDecodeError" in fault(lambda: json.loads("x"), (), family)
+    assert "raw UnicodeDecodeError" in fault(lambda: b"\xff".decode(), (), family)
+    assert "grew" in fault(lambda: bytearray(500 << 20), (), family)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").write_text("")
+    assert "opened outside" in fault((tmp_path / "out" / "a").read_text, (), family, tmp_path / "out")
+
+
+@pytest.mark.parametrize("text", ['z"words": []}', "[]", "[" * 100_000])
+def test_a_vocabulary_that_is_none(tmp_path, text):
+    from avse.config import TextEncoderConfig
+    from avse.encoders import build_text_encoder
+
+    build_text_encoder(TextEncoderConfig(source="bigru", min_count=1, vectors=None), ["a dog"]).save(tmp_path)
+    (tmp_path / "vocabulary.json").write_text(text)
+    with pytest.raises(EncoderError, match="vocabulary.json: "):
+        TextEncoder.from_saved(tmp_path)
+    for words, width in ((["<pad>", [0]], 300), (["<pad>", "<unk>"], [300]), (["<pad>"], 10**12), (None, 3)):
+        (tmp_path / "vocabulary.json").write_text(json.dumps({"words": words, "vector_width": width}))
+        with pytest.raises(EncoderError, match=str(tmp_path)):
+            TextEncoder.from_saved(tmp_path)
+
+
+def test_sizes_that_would_fill_the_memory(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "hidden_size": 2**40}))
+    with pytest.raises(EncoderError, match="hidden_size 1,099,511,627,776, more than 5,000,000"):
+        transformer_config(tmp_path)
+    with pytest.raises(ConfigError, match="embed_dim: .*65536"):
+        parse(ModelConfig, {"embed_dim": 2**40})
+    fill(tmp_path / "i", store="memory")
+    (tmp_path / "i/memory/state.json").write_text('{"rows": 2147483648, "journal_bytes": 835, "generation": 0}')
+    with pytest.raises(StoreError, match="memory is damaged"):
+        Index.open(tmp_path / "i")
+
+
+@pytest.mark.parametrize("generation", ["/../../x", -1.5, None])
+def test_a_state_that_names_other_files(tmp_path, generation):
+    fill(tmp_path / "i", store="memory")
+    state = json.loads((tmp_path / "i/memory/state.json").read_text())
+    (tmp_path / "i/memory/state.json").write_text(json.dumps({**state, "generation": generation}))
+    with pytest.raises(StoreError, match="memory is damaged .*whole numbers are wanted"):
+        use(tmp_path / "i")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"best_epoch": [0]},
+        {"identity": {"config": [0], "model": {"image_encoder": 1}}},
+        {"identity": [], "seconds": {"train": {}}},
+        {"data": {"train": 1}, "hardware": 3, "versions": "x", "best": {"i2t": 1}},
+    ],
+)
+def test_a_record_of_other_kinds_is_shown_and_said_to_be_damaged(tmp_path, said):
+    entry = {"epoch": 0, "val": {"rsum": 1.0}}
+    (tmp_path / "run.json").write_text(json.dumps({"status": "finished", **said}))
+    (tmp_path / "history.json").write_text(
+        json.dumps([entry, {"epoch": {}, "val": {"rsum": 2}}, {"epoch": 1, "val": []}])
+    )
+    found = read_run(tmp_path)
+    row = row_of("x", found)
+    assert row["status"] == "finished" and flat(found["identity"]) is not None
+    assert "is damaged" in (found["problem"] or "") or said.get("identity") == []
+
+
+@pytest.mark.parametrize(
+    "line", [b"[]", b'{"done": "x", "skips": []}', b'{"done": 2, "rows": 2, "skips": []}', b"{3", b"\xff"]
+)
+def test_lines_of_a_cache_with_right_checksums_and_wrong_content(tmp_path, line):
+    store = RowStore(tmp_path / "s", {}, 2)
+    store.verify()
+    store.cut()
+    store.append(2, b"abcd", {})
+    journal = tmp_path / "s/journal.txt"
+    journal.write_bytes(journal.read_bytes() + b"%08x %s\n" % (zlib.crc32(line), line))
+    assert not RowStore(tmp_path / "s", {}, 2).verify()
+
+
+def test_an_array_whose_header_does_not_end(tmp_path):
+    array = b"\x93NUMPY\x01\0\x04\0{'a'"
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("header.npy", array)
+    with pytest.raises(RankingsError, match="x.npz: not a whole rankings file"):
+        load_rankings(tmp_path / "x.npz")
+
+
+def test_rankings_whose_header_lies(tmp_path):
+    path = _write_rankings(tmp_path / "r", "parquet")
+    data = path.read_bytes()
+    path.write_bytes(data[:40] + b"\xff" * 8 + data[48:])
+    with pytest.raises(RankingsError) as error:
+        load_rankings(path)
+    assert "\n" not in str(error.value)
+
+
+def test_half_a_character_in_a_caption_is_named_by_line(tmp_path):
+    (tmp_path / "captions.jsonl").write_text('{"image": "a.png", "captions": ["a \\ud800"]}')
+    with pytest.raises(ValueError, match=r"captions.jsonl:1: half a character .*a .ud800"):
+        load_dataset(tmp_path, split="all")
+
+
+def test_long_values_are_cut_in_messages(tmp_path):
+    (tmp_path / "captions.csv").write_text("1" * 5000 + "image,caption\na,b\n")
+    with pytest.raises(ValueError) as error:
+        load_dataset(tmp_path)
+    assert len(str(error.value)) < 400
+    with pytest.raises(ConfigError) as error:
+        change(load_recipe("demo"), ["train.lr=" + "1" * 10_000])
+    assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"best_rsum": null, "epoch": "x"}', '{"best_rsum": 1, "speed": 3}', "[" * 100_000]
+)
+def test_progress_that_is_none(tmp_path, text):
+    (tmp_path / "progress.json").write_text(text)
+    with pytest.raises(ValueError, match="progress.json: not the progress of a training"):
+        read_progress(tmp_path / "progress.json")
+
+
+def test_a_calibration_of_infinite_sizes():
+    side = {"sizes": [float("inf")], "thresholds": [0.1], "slope": 1, "intercept": 0, "recall": 1, "questions": 20}
+    with pytest.raises(CalibrationError, match="not whole"):
+        Calibration.from_dict({"format": 1, "t2i": side, "i2t": side, "false_accepts": 0.05, "facts": {}})
