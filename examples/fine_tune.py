@@ -24,6 +24,8 @@ def main() -> None:
     model = AVSE.from_pretrained(args.model)
     before = evaluate(model, test, cache=".cache/avse")
     result = Trainer(model, recipe.train, cache=".cache/avse").fit(train, val, out=args.out)
+    if not result.finished:
+        parser.exit(1, f"interrupted: {args.out} holds checkpoints, no model\n")
     after = evaluate(model, test, cache=".cache/avse")
     print(f"epoch {result.best_epoch + 1} of {args.epochs}, chosen on validation (rSum {result.best_rsum:.1f})")
     print(f"test rSum {before.rsum:.1f} before, {after.rsum:.1f} after; the model is in {args.out}/model")

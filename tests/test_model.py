@@ -157,6 +157,11 @@ def test_a_damaged_folder_is_refused(tiny_vit_folder, tiny_bert_folder, tmp_path
         AVSE.from_pretrained(tmp_path / "m")
 
 
+def test_who_may_read_one_file_of_a_model_may_read_all(model, tmp_path):
+    files = [path for path in model.save_pretrained(tmp_path / "m").rglob("*") if path.is_file()]
+    assert len(files) > 4 and len({path.stat().st_mode for path in files}) == 1
+
+
 def test_weights_of_another_configuration_are_named(tiny_vit_folder, tiny_bert_folder, tmp_path):
     from avse.checkpoint import load_tensors, load_weights
 

@@ -222,14 +222,3 @@ def test_the_page_has_the_costs_as_they_are_printed(capsys):
     printed = [line for line in capsys.readouterr().out.splitlines() if "-ensemble" not in line]
     wanted = [line for line in printed if line.startswith(("name ", "flickr30k-", "coco-"))]
     assert "\n".join(wanted) in REPRODUCE
-
-
-def test_the_commands_of_the_page_are_understood(monkeypatch, tmp_path):
-    """Every command names verbs, options and recipes that there are; what they need is not here."""
-    monkeypatch.chdir(tmp_path)
-    commands = [line.split() for line in REPRODUCE.splitlines() if line.startswith("avse ")]
-    assert len(commands) == 7
-    for words in commands:
-        assert main(words[1:]) == 1  # no data, no model: failed, not misused
-        if "--config" in words:
-            load_recipe(words[words.index("--config") + 1])

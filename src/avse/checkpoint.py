@@ -127,8 +127,11 @@ def keep_calibration(folder: str | Path, values: dict[str, Any], *, force: bool 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write tensors as safetensors; tensors that share memory are written apart. OSError where the disk refuses."""
     apart = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    path.touch()
+    mode = path.stat().st_mode
     try:
-        save_file(apart, path)
+        save_file(apart, path)  # puts a file in its place that nobody else may read
+        path.chmod(mode)
     except SafetensorError as error:
         raise OSError(errno.EIO, f"not written: {error}", str(path)) from error
 

@@ -202,6 +202,8 @@ def find_damages(folder: str | Path, *, foreign: bool = False) -> Iterator[Manif
     except ManifestError as error:
         yield error
         return
+    if foreign and MANIFEST not in manifest["files"]:
+        yield ManifestError(folder / MANIFEST, f"{MANIFEST} among its files, with a digest of its own", "none")
     for name in sorted(set(_listed(folder)) - set(manifest["files"]) - set(HUB_FILES)) if foreign else ():
         yield ManifestError(folder / name, "no such file, for the manifest does not list it", "a file")
     for name, facts in manifest["files"].items():

@@ -284,7 +284,7 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     _check_size(image, name, max_pixels)
     try:
         image.load()
-        upright = _upright(image)
+        upright = turned(image)
         if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
             return _from_deep(upright, name)
         if upright.has_transparency_data:
@@ -304,7 +304,8 @@ def _unreadable(error: Exception) -> str:
     return f"unreadable: {type(error).__name__}, {said}"
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def turned(image: Image.Image) -> Image.Image:
+    """Return a copy that is upright by its EXIF block; its mode and values stay."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # a damaged EXIF block says nothing about the pixels

@@ -414,8 +414,8 @@ class AVSE(nn.Module):
         if not path.is_dir():
             if not allow_download:
                 raise checkpoint.CheckpointError(
-                    f"no model folder {str(folder)!r}; train one (avse train) or, for a hub "
-                    "id, pass allow_download=True"
+                    f"no model folder {str(folder)!r}: avse train makes one, in RUN/model (a hub id is fetched from "
+                    "Python alone, with allow_download=True)"
                 )
             from huggingface_hub import snapshot_download
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from avse.data import from_pairs, load_dataset
+from avse.images import read_image
 
 
 def picture(seed, size=(12, 9)):
@@ -136,15 +137,94 @@ def test_what_cannot_be_used_is_listed(tmp_path):
         {"image": None, "caption": "d"},
         {"image": np.full((4, 4, 3), 2.5), "caption": "e"},
         {"image": picture(1), "caption": None},
+        {"image": picture(0), "caption": [" ", "a2", "half \ud83d"]},
+        {"image": picture(2), "caption": []},
+        {"image": picture(3), "caption": float("nan")},
+        {"image": "nul\0.jpg", "caption": "f"},
     ]
     counts = from_pairs(rows, tmp_path / "out")
-    assert [name for name, _ in counts["skipped"]] == ["row 1", "row 2", "row 3", "row 4"]
+    assert [name for name, _ in counts["skipped"]] == [f"row {row}" for row in (1, 2, 3, 4, 5, 6, 6, 7, 8, 9)]
     reasons = [reason for _, reason in counts["skipped"]]
     assert "No such file" in reasons[1] and "a NoneType" in reasons[2]
+    assert [row for row, reason in enumerate(reasons) if reason == "empty caption"] == [4, 5, 7, 8]
+    assert reasons[6] == r"half a character (a lone surrogate) in the caption: 'half \ud83d'"
+    assert (counts["pictures"], counts["captions"]) == (1, 2)
     kept = json.loads((tmp_path / "out" / "dataset.json").read_text())["counts"]["skipped"]
     assert kept == [list(skip) for skip in counts["skipped"]]
     data = load_dataset(tmp_path / "out", split="all")
-    assert data.captions == ("a",) and [skip.kind for skip in data.skipped if skip.reason.startswith("empty")]
+    assert data.captions == ("a", "a2") and not data.skipped
+    assert len(list((tmp_path / "out" / "images").iterdir())) == 1
+
+
+def test_a_picture_in_two_splits_stays_in_the_one_that_measures(tmp_path):
+    def rows(*seeds):
+        return [(picture(seed), f"{seed}") for seed in seeds]
+
+    parts = {"train": rows(0, 1, 2), "validation": rows(1, 3), "test": rows(2, 4, 2), "more": rows(4, 5)}
+    counts = from_pairs(parts, tmp_path / "out")
+    wanted = {"train": ["0"], "val": ["1", "3"], "test": ["2", "2", "4"], "more": ["5"]}
+    found = {split: sorted(load_dataset(tmp_path / "out", split=split).captions) for split in wanted}
+    assert found == wanted and load_dataset(tmp_path / "out", split="all").num_pairs == counts["captions"] == 7
+    assert counts["splits"] == {"train": 1, "val": 2, "test": 2, "more": 1} and counts["pictures"] == 6
+    assert [name for name, _ in counts["skipped"]] == ["train, row 1", "train, row 2", "more, row 0"]
+    name = load_dataset(tmp_path / "out", split="test").image_ids[0]
+    assert counts["skipped"][1][1] == f"in two splits: {name} stays in 'test' (test, row 0), not in 'train'"
+    both = datasets.Dataset.from_list([{"image": encoded(picture(row)), "caption": "a"} for row in range(3)])
+    with pytest.raises(ValueError, match=r"no usable pair in split 'train', 3 .*train, row 0: in two .*'test'"):
+        from_pairs(datasets.DatasetDict(train=both, test=both), tmp_path / "both")
+    assert not (tmp_path / "both").exists()
+
+
+def test_a_missing_id_joins_nothing(tmp_path):
+    missing = (None, float("nan"), np.float32("nan"))
+    rows = [{"image": picture(row), "caption": f"{row}", "key": key} for row, key in enumerate((*missing, 7.0, 7.0))]
+    counts = from_pairs([*rows, {**rows[0], "key": "\ud83d"}], tmp_path / "out", image_id="key")
+    wanted = {raw(picture(row)): (f"{row}",) for row in range(3)} | {raw(picture(3)): ("3", "4")}
+    assert pixels_and_captions(tmp_path / "out") == wanted
+    assert [name for name, _ in counts["skipped"]] == ["row 5"]
+
+
+def test_open_files_and_tensors_that_numpy_has_not(tmp_path):
+    stream, cut, closed = io.BytesIO(), io.BytesIO(b"none"), io.BytesIO()
+    picture(0).save(stream, "PNG")  # and it stands at its end
+    picture(1).save(tmp_path / "b.png")
+    closed.close()
+    levels = torch.arange(0, 256, 2).reshape(8, 16)
+    half = (levels / 256).to(torch.bfloat16)  # these bfloat16 holds exactly
+    with (tmp_path / "b.png").open("rb") as file:
+        given = [stream, file, half, cut, closed, io.StringIO("text")]
+        counts = from_pairs(zip(given, "abcdef"), tmp_path / "out")
+    grey = np.rint(levels.numpy() / 256 * 255).astype(np.uint8)
+    wanted = {raw(picture(0)): ("a",), raw(picture(1)): ("b",), raw(Image.fromarray(grey)): ("c",)}
+    assert pixels_and_captions(tmp_path / "out") == wanted
+    assert [name for name, _ in counts["skipped"]] == ["row 3", "row 4", "row 5"]
+    assert "closed file" in counts["skipped"][1][1] and 'open it with "rb"' in counts["skipped"][2][1]
+
+
+def test_a_png_keeps_what_a_pillow_image_has_and_avse_sees_the_same(tmp_path):
+    random = np.random.default_rng(0)
+    deep = Image.fromarray(random.integers(0, 2**16, (12, 9), np.uint16))
+    clear = picture(0).convert("RGBA")
+    clear.putalpha(Image.fromarray(random.integers(0, 256, (12, 9), np.uint8)))
+    keyed = picture(1).quantize(16)
+    keyed.info["transparency"] = 3
+    given = [deep, clear, keyed, clear.convert("LA"), picture(2).convert("1"), picture(3).convert("CMYK")]
+    given.append(Image.fromarray(np.asarray(deep).astype(np.int32)[::-1].copy()))
+    turned = picture(4)
+    turned.getexif()[0x0112] = 6
+    from_pairs(zip([*given, turned], "abcdefgh"), tmp_path / "out")
+    data = load_dataset(tmp_path / "out", split="all")
+    assert sorted(data.captions) == list("abcdefgh")
+    copies = {data.captions_of(row)[0]: path for row, path in enumerate(data.image_paths)}
+    for letter, image in zip("abcdefgh", [*given, picture(4).transpose(Image.Transpose.ROTATE_270)]):
+        with Image.open(copies[letter]) as copy:
+            if letter == "f":
+                assert copy.mode == "RGB"  # PNG has no CMYK
+            else:
+                mode = "RGBA" if letter == "c" else image.mode if image.mode != "I" else None
+                same = [np.asarray(each.convert(mode) if mode else each).astype(np.int64) for each in (copy, image)]
+                assert np.array_equal(*same), letter
+        assert np.array_equal(read_image(copies[letter]), read_image(image)), letter
 
 
 @pytest.mark.parametrize(
@@ -161,8 +241,14 @@ def test_what_cannot_be_used_is_listed(tmp_path):
         ([(picture(0), "a")], {"split": "part"}, "a pair .* or a mapping with"),
         (["abc"], {}, "not a str"),
         ([{"image": picture(0), "caption": "a", "part": None}], {"split": "part"}, "a split must have a name"),
-        ([], {}, "no usable picture in the source, 0 rows"),
-        ([(b"x", "a")], {}, "no usable picture in the source, 1 rows were left out; the first, row 0"),
+        ([], {}, "no usable pair in the source, 0 pictures or captions"),
+        ([(b"x", "a")], {}, "no usable pair in the source, 1 pictures or captions were left out; the first, row 0"),
+        ([(picture(0), "")], {}, "no usable pair in the source, 1 .*the first, row 0: empty caption"),
+        (
+            {"train": [(picture(0), "a")], "val": [(picture(1), None)]},
+            {},
+            "no usable pair in split 'val', 1 .*val, row 0",
+        ),
         ({"train": []}, {"split": "part"}, r"does not go with a mapping, whose keys \['train'\] are the splits"),
     ],
 )

@@ -18,7 +18,8 @@ def series(rss=lambda n: 100.0, disk=lambda n: 5.0, handles=lambda n: 8, turns=6
         (series(rss=lambda n: 100 + min(n, 15)), True),  # warms up in the first quarter
         (series(rss=lambda n: 100 + n % 7), True),
         (series(rss=lambda n: 100 + 0.2 * n), False),  # 8 MiB of 108 in the last two thirds
-        (series(disk=lambda n: 5 + 0.02 * n), False),
+        (series(disk=lambda n: 5 + 0.02 * n), True),  # 0.8 MiB: a log that fills
+        (series(disk=lambda n: 5 + 0.3 * n), False),  # 12 MiB
         (series(handles=lambda n: 8 + n // 45), False),
         (series(handles=lambda n: 8 + n % 2), True),
     ],

@@ -68,7 +68,7 @@ def measure_indexing(
     sizes = sizes or Sizes()
     with TemporaryDirectory() as temporary:
         work = Path(temporary)
-        source = str(model or _make_model(work / "model"))
+        source = str(model or random_heads(work / "model"))
         if folder is not None:
             yield from _measure("own", Path(folder), source, sizes, threads)
             return
@@ -86,13 +86,14 @@ def make_pictures(folder: Path, count: int, size: tuple[int, int], threads: int 
     folder.mkdir(parents=True)
 
     def make(number: int) -> None:
-        _noise(np.random.default_rng([number, *size]), *size).save(folder / f"{number:06}.jpg", quality=88)
+        noise_picture(np.random.default_rng([number, *size]), *size).save(folder / f"{number:06}.jpg", quality=88)
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(make, range(count)))
 
 
-def _noise(random: np.random.Generator, width: int, height: int) -> Image.Image:
+def noise_picture(random: np.random.Generator, width: int, height: int) -> Image.Image:
+    """Make a picture of noise at every scale, so that it compresses like a photograph."""
     image, side = None, 2
     while side < 2 * width:
         shape = max(2, min(height, round(side * height / width))), min(side, width), 3
@@ -103,7 +104,8 @@ def _noise(random: np.random.Generator, width: int, height: int) -> Image.Image:
     return image
 
 
-def _make_model(folder: Path) -> Path:
+def random_heads(folder: Path) -> Path:
+    """Save a model of EfficientNet-Lite0 and BiGRU with heads of random weights, and return its folder."""
     from avse.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
     from avse.model import AVSE
 

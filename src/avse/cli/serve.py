@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         kind, _, rest = origin.partition("://")
         if kind not in ("http", "https") or not rest or "/" in rest:
             raise MisuseError(f"--cors {origin}: an origin such as https://example.org is wanted, without a path")
-    with needs("serve", "avse serve"):
+    with needs("serve", "the server"):
         from avse.serve import Limits, create_app
         from avse.serve.run import Server, listen
     from avse.index import Index

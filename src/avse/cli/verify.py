@@ -23,6 +23,7 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         ValueError: Neither an index nor a model folder.
+        OSError: It cannot be looked at: another process has it, it is read-only, or its server fails.
     """
     damages = 0
     for damage in _damages(args.path):
@@ -53,6 +54,7 @@ def _damages(path: str) -> Iterator[str]:
 def _index_damages(path: str) -> Iterator[str]:
     from avse.files import write_bytes
     from avse.index import Index, seal
+    from avse.index.contract import NotOwnedError
 
     folder = None if "://" in path else Path(path)
     broken = list(seal.find_damages(folder)) if folder else []
@@ -64,6 +66,8 @@ def _index_damages(path: str) -> Iterator[str]:
         with Index.open(path) as index:
             yield from index.verify()
     except OSError as error:
+        if folder is None or isinstance(error, NotOwnedError):
+            raise
         yield str(error)
     finally:
         if folder and kept:  # or the damage would be sealed in

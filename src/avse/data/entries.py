@@ -179,10 +179,10 @@ def picture_path(image: object, where: str) -> str:
     if isinstance(image, str) and _PLAIN.fullmatch(image):
         return image
     if not isinstance(image, str) or not image.strip() or "\0" in image:
-        raise ValueError(f"{where}: the image must be a path, found {image!r}")
+        raise ValueError(f"{where}: the image must be a path, found {shown(image)}")
     pure, windows = PurePosixPath(image.strip()), PureWindowsPath(image.strip())
     if pure.is_absolute() or windows.anchor or ".." in (*pure.parts, *windows.parts):
-        raise ValueError(f"{where}: the image {image!r} leaves the folder: give a path relative to it")
+        raise ValueError(f"{where}: the image {shown(image)} leaves the folder: give a path relative to it")
     return pure.as_posix()
 
 

@@ -137,7 +137,7 @@ def _read_split(path: Path, mapping: dict[str, object], caps: Path, split: str) 
         where = f"{texts.ids_path}:{line}"
         if image_id not in mapping:
             raise ValueError(
-                f"{where}: the id {image_id!r} is none of the {len(mapping):,} ids of {path}: add its file name"
+                f"{where}: the id {shown(image_id)} is none of the {len(mapping):,} ids of {path}: add its file name"
             )
         name = picture_path(mapping[image_id], f"{path}: the id {shown(image_id)}")
         base = PurePosixPath(name).name

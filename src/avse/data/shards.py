@@ -67,6 +67,8 @@ class PairShards:
             ShardError: A shard that cannot be read or is cut off, or no sample in any of them.
         """
         shards = _listed(Path(source)) if Path(source, INFO).is_file() else _counted(_find(str(source)))
+        if not shards:
+            raise ShardError(source, "the names of shards", "none")
         found = cls(shards[0].path.resolve().parent.name, shards)
         if not found.num_images:
             kinds = ", ".join(f"{n:,} {kind}" for kind, n in Counter(skip.kind for skip in found.skipped).items())

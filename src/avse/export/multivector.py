@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from avse import checkpoint, files
-from avse.export import check_folder
+from avse.export import SENTENCE, check_folder, quiet
 from avse.export.graphs import ExportError
 from avse.extras import needs
 from avse.model import AVSE
@@ -127,24 +127,29 @@ def export_sentence_transformers(model: AVSE, out: str | Path, *, force: bool = 
     Args:
         model: of pictures.
         out: where.
-        force: replace a folder that is there.
+        force: replace an export of this kind that is there.
 
     Returns:
         P, Q, C and the fingerprint.
 
     Raises:
         ExportError: a model of regions.
-        FileExistsError: as `check_folder`.
+        FileExistsError, ValueError: as `check_folder`.
     """
-    check_folder(out, force)
+    check_folder(out, SENTENCE, force, model.folder)
     shape = {"images": model.num_image_blocks, "texts": model.num_text_blocks, "width": model.block_width}
-    folder, facts = model.folder, model.facts
-    encoder = MultiVectorEncoder(modules=[AVSEModule(model)], similarity_fn_name="maxsim", device=str(model.device))
+    folder, facts, training = model.folder, model.facts, model.training
+    fingerprint = model.fingerprint
 
     def fill(target: Path) -> None:
-        encoder.save(str(target), create_model_card=False)
+        with quiet():
+            encoder.save(str(target), create_model_card=False)
         files.write_text(target / "README.md", _CARD.format(**shape))
 
-    checkpoint.write_folder(out, fill, {"kind": "sentence-transformers", "fingerprint": model.fingerprint}, force=force)
-    model.folder, model.facts = folder, facts  # saving names the temporary folder as the model's own
-    return {**shape, "fingerprint": model.fingerprint}
+    try:
+        encoder = MultiVectorEncoder(modules=[AVSEModule(model)], similarity_fn_name="maxsim", device=str(model.device))
+        checkpoint.write_folder(out, fill, {"kind": SENTENCE, "fingerprint": fingerprint}, force=force)
+    finally:  # saving names the temporary folder as the model's own
+        model.folder, model.facts = folder, facts
+        model.train(training)
+    return {**shape, "fingerprint": fingerprint}

@@ -7,10 +7,8 @@ torch nor avse.
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from avse.data import PairDataset
 from avse.encoders.bigru import WORD_PATTERN, BiGRU
 from avse.encoders.text import TransformerText
 from avse.evaluate import encode_inputs
-from avse.export import check_folder
+from avse.export import ONNX, check_folder, quiet
 from avse.export.graphs import ExportError, ImageGraph, TextGraph
 from avse.extras import needs
 from avse.inputs import open_inputs
@@ -64,7 +62,7 @@ def export_onnx(
         out: the folder.
         int8: also quantise the text side (dynamic, weights int8) and measure what that loses.
         data: a split to measure it on; without, scores on made sentences and pixels alone.
-        force: replace a folder that is there.
+        force: replace an ONNX export that is there.
 
     Returns:
         What export.json holds: opset, inputs, shapes, tokenizer, largest differences from torch.
@@ -72,15 +70,16 @@ def export_onnx(
     Raises:
         ExportError: a part that cannot be exported, or scores that differ from torch by more than `TOLERANCE`.
         ImportError: a package is missing.
-        FileExistsError: as `check_folder`.
+        FileExistsError, ValueError: as `check_folder`.
     """
     check_packages()
-    check_folder(out, force)
-    model.eval()
+    check_folder(out, ONNX, force, model.folder)
+    training = model.training
     facts: dict[str, Any] = {}
 
     def fill(folder: Path) -> None:
-        _write_graphs(model, folder)
+        for file in (IMAGE, TEXT):
+            _write_graph(model, file, folder)
         facts.update(_facts(model, _write_tokenizer(model, folder)))
         facts["differences"] = compare(model, folder)
         if not facts["differences"]["score"] <= TOLERANCE:
@@ -94,7 +93,11 @@ def export_onnx(
             facts["int8"] = measure_loss(model, folder, data)
         files.write_json(folder / FACTS, facts)
 
-    checkpoint.write_folder(out, fill, {"kind": "onnx", "fingerprint": model.fingerprint}, force=force)
+    try:
+        model.eval()
+        checkpoint.write_folder(out, fill, {"kind": ONNX, "fingerprint": model.fingerprint}, force=force)
+    finally:
+        model.train(training)
     return facts
 
 
@@ -180,7 +183,7 @@ def quantise(folder: Path) -> None:
     """Write the text side with int8 weights; activations are quantised as they come (dynamic)."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with _quiet():
+    with quiet():
         quantize_dynamic(folder / TEXT, folder / INT8, weight_type=QuantType.QInt8, per_channel=True)
 
 
@@ -209,41 +212,42 @@ def measure_loss(model: AVSE, folder: Path, data: PairDataset | None) -> dict[st
     return {**size, "on": told, "score": float(np.abs(exact - rounded).max()), **figures}
 
 
-def _write_graphs(model: AVSE, folder: Path) -> None:
-    """Trace both sides; what cannot be traced is an ExportError that names it."""
+def _write_graph(model: AVSE, file: str, folder: Path) -> None:
+    """Trace one side, `IMAGE` or `TEXT`; what cannot be traced is an ExportError that names it."""
     batch, length = torch.export.Dim.DYNAMIC, torch.export.Dim.DYNAMIC
-    images = image_inputs(model, 3, torch.Generator().manual_seed(0))
-    names = ("pixel_values",) if model.pixels is not None else ("features", "mask")
-    tokens = model.text_encoder.tokenize(SENTENCES[:3])
-    texts = (tokens.input_ids, tokens.attention_mask)
-    sides: list[tuple[str, type[ImageGraph | TextGraph], Any, Any, Any]] = [
-        (IMAGE, ImageGraph, images, names, tuple({0: batch} for _ in images)),
-        (TEXT, TextGraph, texts, ("input_ids", "attention_mask"), ({0: batch, 1: length},) * 2),
-    ]
-    for file, side, inputs, input_names, shapes in sides:
-        encoder = model.image_encoder if side is ImageGraph else model.text_encoder
-        graph = side(model).eval()
-        try:
-            with _quiet(), torch.no_grad():
-                program = torch.onnx.export(
-                    graph,
-                    inputs,
-                    input_names=input_names,
-                    output_names=["blocks"],
-                    dynamo=True,
-                    dynamic_shapes=shapes,
-                    opset_version=OPSET,
-                    custom_translation_table=_translations() if isinstance(encoder, BiGRU) else None,
-                    verbose=False,
-                )
-        except Exception as error:  # torch's exporter raises errors of its own and of many others
-            said = next((line for line in reversed(_causes(error)) if line), type(error).__name__)
-            raise ExportError(
-                f"{file}: the encoder {encoder.settings.source!r} cannot be traced by torch {torch.__version__}: {said}"
-            ) from error
-        assert program is not None
-        size = sum(value.nbytes for value in graph.state_dict().values())
-        program.save(folder / file, external_data=size > _ONE_FILE)
+    if file == IMAGE:
+        encoder: Any = model.image_encoder
+        graph: ImageGraph | TextGraph = ImageGraph(model)
+        inputs = image_inputs(model, 3, torch.Generator().manual_seed(0))
+        names = ("pixel_values",) if model.pixels is not None else ("features", "mask")
+        shapes: tuple[Any, ...] = tuple({0: batch} for _ in inputs)
+    else:
+        encoder, graph = model.text_encoder, TextGraph(model)
+        tokens = model.text_encoder.tokenize(SENTENCES[:3])
+        inputs, names = (tokens.input_ids, tokens.attention_mask), ("input_ids", "attention_mask")
+        shapes = ({0: batch, 1: length},) * 2
+    graph.eval()
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                graph,
+                inputs,
+                input_names=names,
+                output_names=["blocks"],
+                dynamo=True,
+                dynamic_shapes=shapes,
+                opset_version=OPSET,
+                custom_translation_table=_translations() if isinstance(encoder, BiGRU) else None,
+                verbose=False,
+            )
+    except Exception as error:  # torch's exporter raises errors of its own and of many others
+        said = next((line for line in reversed(_causes(error)) if line), type(error).__name__)
+        raise ExportError(
+            f"{file}: the encoder {encoder.settings.source!r} cannot be traced by torch {torch.__version__}: {said}"
+        ) from error
+    assert program is not None
+    size = sum(value.nbytes for value in graph.state_dict().values())
+    program.save(folder / file, external_data=size > _ONE_FILE)
 
 
 def _causes(error: BaseException) -> list[str]:
@@ -330,16 +334,3 @@ def _facts(model: AVSE, tokenizer: dict[str, Any]) -> dict[str, Any]:
             "tokenizer": tokenizer,
         },
     }
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Let the exporter and the quantiser not speak of what a user cannot change; what fails is raised."""
-    former = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(former)

@@ -30,13 +30,16 @@ def send(index: str | Path, url: str, force: bool = False) -> dict[str, Any]:
         The ``url``, the number of ``entries`` there, and the name of the ``vector`` to query.
 
     Raises:
-        ValueError: No URL of a collection, or an index of texts, which MaxSim cannot rank.
+        ValueError: No URL of a collection, the collection that is copied, or an index of texts, which MaxSim cannot
+            rank.
         FileExistsError: The collection is there and not ``force``, or it is no index of avse.
         FileNotFoundError, StoreError: No index here, a damaged entry, or a server that fails.
         ImportError: qdrant-client is not installed.
     """
     if "://" not in url:
         raise ValueError(f"{url} is no qdrant://host:6333/name")
+    if "://" in str(index) and server.parse_url(str(index))[:2] == server.parse_url(url)[:2]:
+        raise ValueError(f"{url} is the collection that is copied: choose another name")
     with Index.open(index) as source:
         check_side(source.layout)
         home = find_home(url)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from avse import __version__, files
+from avse.export import check_apart
 from avse.extras import needs
 from avse.index import Index
 from avse.index.contract import Blocks, Layout, Payload
@@ -59,10 +60,13 @@ def write_parquet(index: str | Path, out: str | Path, force: bool = False) -> di
     Raises:
         FileExistsError: ``out`` is there and not ``force``.
         FileNotFoundError, StoreError: No index, one that is open elsewhere, or a damaged entry, which is named.
+        ValueError: ``out`` lies in the index.
         ImportError: pyarrow is not installed.
         OSError: The disk refused; a former file is as it was.
     """
     files.check_target(out, force)
+    if "://" not in str(index):
+        check_apart(index, out)
     arrow()
     count = 0
     with Index.open(index) as opened:

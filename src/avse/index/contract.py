@@ -29,6 +29,10 @@ class StoreError(OSError):
     """The index on the disk cannot be used: held by another process, damaged, or refused by the system."""
 
 
+class NotOwnedError(StoreError):
+    """The right to change the index cannot be had: another process has it, or the folder is read-only."""
+
+
 class Encoder(Protocol):
     """What an index needs of a model; ``AVSE`` has it."""
 

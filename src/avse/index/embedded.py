@@ -114,7 +114,7 @@ class EmbeddedStore(PointStore):
                 with self._doing("closing"):
                     self._shard.close()
                 write_json(self._folder / _SIZES, self._sizes())
-                self._lock.seal(f"{self._folder.name}/" if self.changed else "")
+                self._lock.seal(self.changed, f"{self._folder.name}/")
             finally:
                 self._lock.release()
 

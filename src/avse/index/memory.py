@@ -184,7 +184,7 @@ class MemoryStore:
         """Flush and release the lock."""
         try:
             self.flush()
-            self._lock.seal()
+            self._lock.seal(changed=True)
         finally:
             self._lock.release()
 

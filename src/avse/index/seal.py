@@ -56,11 +56,21 @@ def digest(path: Path) -> str:
 
 
 def read(folder: Path) -> dict[str, str]:
-    """Return the digests that were sealed; none where there is no seal, or a damaged one."""
+    """Return the digests that were sealed.
+
+    Raises:
+        OSError, ValueError: There is no seal, or a damaged one.
+    """
+    text = (folder / NAME).read_bytes()
     try:
-        return _read(folder)
-    except (OSError, ValueError):
-        return {}
+        said = json.loads(text)
+        files = {str(name): str(value) for name, value in said["files"].items()}
+        whole = said["seal"] == _sum(files) and text == (json.dumps(said, indent=2, ensure_ascii=False) + "\n").encode()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{type(error).__name__}") from error
+    if not whole:
+        raise ValueError("it has another checksum")
+    return files
 
 
 def write(folder: Path, kept: dict[str, str], before: Stats, again: str) -> None:
@@ -81,6 +91,11 @@ def write(folder: Path, kept: dict[str, str], before: Stats, again: str) -> None
 def put(folder: Path, files: dict[str, str]) -> None:
     """Write the seal of these digests, then empty the lock."""
     write_json(folder / NAME, {"seal": _sum(files), "files": files})
+    empty_lock(folder)
+
+
+def empty_lock(folder: Path) -> None:
+    """Say that nobody is at the index and that it has a seal, or had one."""
     os.truncate(folder / LOCK, 0)
 
 
@@ -89,7 +104,7 @@ def find_damages(folder: Path) -> Iterator[str]:
     if not is_sealed(folder):
         return
     try:
-        files = _read(folder)
+        files = read(folder)
     except (OSError, ValueError) as error:
         yield f"{folder / NAME} is damaged or gone ({error}): the files were not compared with it"
         return
@@ -107,19 +122,6 @@ def is_sealed(folder: Path) -> bool:
     """Tell whether the index was closed by who changed it last, and nobody has it open for changes."""
     lock = folder / LOCK
     return (folder / NAME).is_file() or (lock.is_file() and not lock.stat().st_size)
-
-
-def _read(folder: Path) -> dict[str, str]:
-    text = (folder / NAME).read_bytes()
-    try:
-        said = json.loads(text)
-        files = {str(name): str(value) for name, value in said["files"].items()}
-        whole = said["seal"] == _sum(files) and text == (json.dumps(said, indent=2, ensure_ascii=False) + "\n").encode()
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{type(error).__name__}") from error
-    if not whole:
-        raise ValueError("it has another checksum")
-    return files
 
 
 def _sum(files: dict[str, str]) -> str:

@@ -130,7 +130,7 @@ class ShardedStore:
     def _seal(self, kind: type[BaseException] | None, *_: object) -> None:
         """Seal the index once all shards are closed."""
         if kind is None and not self._broken:
-            self._lock.seal(f"{self._name}/" if any(shard.changed for shard in self._shards) else "")
+            self._lock.seal(any(shard.changed for shard in self._shards), f"{self._name}/")
 
     def _split(self, ids: Sequence[str]) -> list[tuple[EmbeddedStore, list[int]]]:
         """Return each shard that has some of ``ids`` with their positions."""
