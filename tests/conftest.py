@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,12 @@ WORDS = (
     "g h i j k l m n o p q r s t u v w x y z ##a ##b ##c ##d ##e ##f ##g ##h ##i ##j ##k ##l ##m ##n ##o ##p ##q ##r "
     "##t ##u ##v ##w ##x ##y ##z 0 1 2 3 4 5 6 7 8 9 . ,"
 ).split()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A training in a test draws no curves, which are most of its time; tests of the curves put `draw_curves` back."""
+    if loop := sys.modules.get("avse.trainer.loop"):
+        loop.draw_curves = lambda *_: False
 
 
 @pytest.fixture(scope="session")

@@ -132,10 +132,7 @@ def as_options(settings: dict[str, object]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
-def test_two_steps_of_a_recipe(name, world, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(
-        "avse.trainer.loop.draw_curves", lambda *_: None
-    )  # half of the time, and test_trainer sees to it
+def test_two_steps_of_a_recipe(name, world, tmp_path, capsys):
     changes, out = shrunk(name, world, tmp_path), tmp_path / "run"
     assert main(["train", "--config", name, *changes, "--out", str(out)]) == 0
     recipe = load_recipe(name, [changes[i] for i in range(1, len(changes), 2)])

@@ -80,7 +80,7 @@ def settings(folder, *more):
     return [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
 
 
-@pytest.mark.parametrize("name", ["clip", "siglip", "siglip2"])
+@pytest.mark.parametrize("name", ["clip", pytest.param("siglip", marks=pytest.mark.slow), "siglip2"])
 def test_a_pair_is_fine_tuned(avse, pair_folders, colours, tmp_path, name):
     out = tmp_path / "run"
     said = avse("train", colours, "--config", name, "--out", out, *settings(pair_folders[name]))

@@ -96,7 +96,7 @@ def test_pictures_in_images_or_elsewhere(folder, tmp_path):
         ('{"image": 3, "captions": ["x"]}', ":2: the image must be a path, found 3"),
         ('{"image": "", "captions": ["x"]}', ":2: the image must be a path"),
         ('{"image": "a\\u0000", "captions": ["x"]}', ":2: the image must be a path"),
-        ('{"image": "../b.png", "captions": ["x"]}', r":2: the image '\.\./b\.png' leaves the folder"),
+        ('{"image": "../b.png", "captions": ["x"]}', r":2: the image .\.\./b\.png. leaves the folder"),
         ('{"image": "x/../../b.png", "captions": ["x"]}', "leaves the folder"),
         ('{"image": "/etc/b.png", "captions": ["x"]}', "leaves the folder"),
         ('{"image": "C:\\\\b.png", "captions": ["x"]}', "leaves the folder"),

@@ -80,6 +80,29 @@ def test_wrong_arrays(regions, array, message):
         load_dataset(root)
 
 
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ("<f4", (2**62, 4, 1)),
+        ("<f4", (2**32, 2**32, 1)),
+        ("<f4", (2, 2**64, 1)),
+        ("<f4", (0, 2**62, 1)),
+        ("<f4", (-2, 36, 2048)),
+        ("<f4", (3, 10**9, 10**6)),
+        ("|S0", (3, 4, 5)),
+        ("<U0", (2**40, 2**40, 2**40)),
+        ("|V0", (2**62, 2**62, 2**62)),
+    ],
+)
+def test_headers_that_lie(regions, kind, shape):
+    """numpy's own mapping of some of these divides by nothing, which ends the process."""
+    header = f"{{'descr': {kind!r}, 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
+    root = regions()
+    (root / "test_ims.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(400))
+    with pytest.raises(ValueError, match="test_ims.npy"):
+        load_dataset(root)
+
+
 def test_files_that_are_no_arrays(regions):
     root = regions()
     whole = (root / "test_ims.npy").read_bytes()
@@ -90,7 +113,7 @@ def test_files_that_are_no_arrays(regions):
             load_dataset(root)
     with open(root / "test_ims.npy", "wb") as stream:
         np.savez(stream, a=np.zeros(2))
-    with pytest.raises(ValueError, match=r"test_ims.npy: .*an archive of arrays"):
+    with pytest.raises(ValueError, match=r"test_ims.npy: no array file that can be mapped"):
         load_dataset(root)
 
 

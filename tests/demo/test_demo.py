@@ -27,7 +27,7 @@ def demo(tmp_path_factory):
 def test_the_promised_files_and_fields(demo):
     folder, report = demo
     run = folder / "run"
-    verify_manifest(run / "model")
+    assert verify_manifest(run / "model")["fingerprint"] == report["fingerprint"]
     assert json.loads((run / "report.json").read_text()) == json.loads(json.dumps(report))
     assert set(report["systems"]) == {"avse", "vse_infinity", "vse_infinity_wide", "infonce"}
     assert {"dataset", "split", "pairs", "systems", "differences", "timings"} <= set(report)

@@ -151,7 +151,7 @@ def test_pictures_and_regions_are_not_exchanged(tmp_path, tiny_vit_folder):
         trainer.fit(data, data)
 
 
-@pytest.mark.parametrize("augment", [0.0, 0.4])
+@pytest.mark.parametrize("augment", [pytest.param(0.0, marks=pytest.mark.slow), 0.4])
 def test_training_on_regions_learns_resumes_and_saves(tmp_path, augment):
     train, val = region_set(tmp_path), region_set(tmp_path, "val", images=8)
     config = TrainConfig(epochs=6, batch_size=12, lr=1e-2, size_augment=augment, decorrelation_weight=0.1)

@@ -8,6 +8,7 @@ import base64
 import http.server
 import json
 import re
+import shutil
 import threading
 
 import numpy as np
@@ -114,7 +115,57 @@ def test_what_is_not_known_is_said_to_be_so(run, tmp_path):
     AVSE.from_pretrained(run / "model").save_pretrained(tmp_path / "alone" / "model")
     assert write_folder(tmp_path / "alone" / "model", tmp_path / "bare")["split"] is None
     text = (tmp_path / "bare" / "README.md").read_text()
-    assert "Not recorded: no run.json lies beside" in text and "None are recorded; `avse export" in text
+    assert "Not recorded: no run.json of this very model" in text and "None are recorded; `avse export" in text
+
+
+def test_another_models_record_is_not_taken(run, tiny_vit_folder, tiny_bert_folder, tmp_path):
+    sources = {"image_encoder": {"source": str(tiny_vit_folder)}, "text_encoder": {"source": str(tiny_bert_folder)}}
+    AVSE.from_pretrained(run / "model").save_pretrained(tmp_path / "run" / "copy")
+    AVSE(ModelConfig(embed_dim=16, block_width=8, **sources)).save_pretrained(tmp_path / "run" / "model")
+    shutil.copy(run / "run.json", tmp_path / "run")
+    assert write_folder(tmp_path / "run" / "copy", tmp_path / "same")["split"] == "val"
+    assert write_folder(tmp_path / "run" / "model", tmp_path / "other")["split"] is None
+    text = (tmp_path / "other" / "README.md").read_text()
+    assert "Not recorded: no run.json of this very model" in text and "batch_size" not in text
+
+
+def test_another_split_is_measured_when_asked(run, scenes, tmp_path):
+    command = ["export", str(run / "model"), "--to", "huggingface", "--data", str(scenes), "--split", "val"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    val = load_dataset(scenes, split="val")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert f"scenes, split val: {val.num_images} pictures, {val.num_pairs} captions" in card.text
+    assert card.data.eval_results is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        [],
+        {"data": [1]},
+        {"data": {"x": 1}},
+        {"data": {"name": "scenes", "train": {"images": "many"}}},
+        {"identity": []},
+        {"identity": {"config": {"lr": 1}}},
+        {"command": 3},
+        {"command": "avse train"},
+        {"leaks": 1},
+        {"versions": [1]},
+        {"hardware": {"gpus": [1]}},
+        {"seconds": {"train": "long"}},
+        {"best_epoch": "last"},
+        {"best": {"i2t": {"r1": 1}}},
+    ],
+)
+def test_a_damaged_record_is_one_line_that_names_it(run, tmp_path, damage, capsys):
+    home = tmp_path / "run"
+    shutil.copytree(run / "model", home / "model")
+    whole = json.loads((run / "run.json").read_text())
+    (home / "run.json").write_text(json.dumps({**whole, **damage} if damage else damage))
+    assert main(["export", str(home / "model"), "--to", "huggingface", "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert f"{home / 'run.json'} is damaged (" in said and "Traceback" not in said and len(said.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_report_of_a_demo_is_read(run, tmp_path):
@@ -126,6 +177,7 @@ def test_the_report_of_a_demo_is_read(run, tmp_path):
     report |= {"precision": "fp32", "seeds": [0], "systems": {"avse": own}}
     home = tmp_path / "demo"
     AVSE.from_pretrained(run / "model").save_pretrained(home / "model")
+    report["fingerprint"] = AVSE.from_pretrained(home / "model").fingerprint
     (home / "systems" / "avse-seed0").mkdir(parents=True)
     result = {"identity": {"train": {"epochs": 12, "lr": 0.002}}, "best_epoch": 9, "seconds": {"train": 113.8}}
     (home / "systems" / "avse-seed0" / "result.json").write_text(json.dumps(result))
@@ -139,6 +191,16 @@ def test_the_report_of_a_demo_is_read(run, tmp_path):
     (home / "report.json").write_text("{")
     with pytest.raises(ValueError, match=r"report\.json is damaged"):
         write_folder(home / "model", tmp_path / "three")
+    for damage in ({"images": {"train": "many"}}, {"systems": {"avse": {}}}, {"seeds": 3}):
+        (home / "report.json").write_text(json.dumps({**report, **damage}))
+        with pytest.raises(ValueError, match=r"report\.json is damaged \("):
+            write_folder(home / "model", tmp_path / "three")
+    (home / "report.json").write_text(json.dumps(report))
+    (home / "systems" / "avse-seed0" / "result.json").write_text('{"identity": []}')
+    with pytest.raises(ValueError, match=r"result\.json is damaged \(identity"):
+        write_folder(home / "model", tmp_path / "three")
+    (home / "report.json").write_text(json.dumps({**report, "fingerprint": "another"}))
+    assert write_folder(home / "model", tmp_path / "three")["split"] is None
 
 
 def test_targets_and_sources_are_checked(run, folder, tmp_path, tiny_vit_folder):
@@ -147,11 +209,26 @@ def test_targets_and_sources_are_checked(run, folder, tmp_path, tiny_vit_folder)
     with pytest.raises(FileExistsError, match="--force"):
         write_folder(run / "model", folder)
     (tmp_path / "mine").mkdir()
-    with pytest.raises(FileExistsError, match="it is no model folder"):
-        write_folder(run / "model", tmp_path / "mine", force=True)
+    shutil.copytree(run / "model", tmp_path / "model")
+    for other in ("mine", "model"):
+        with pytest.raises(FileExistsError, match="no export of kind huggingface: choose another name"):
+            write_folder(run / "model", tmp_path / other, force=True)
     write_folder(run / "model", tmp_path / "out")
     write_folder(run / "model", tmp_path / "out", licence="mit", force=True)
     assert "license: mit" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("to", ["onnx", "sentence-transformers", "huggingface"])
+def test_the_exported_model_is_never_replaced(run, tmp_path, to, capsys):
+    shutil.copytree(run / "model", tmp_path / "a" / "model")
+    model = tmp_path / "a" / "model"
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for out in (model, model / "out", model / ".." / "model" / "x", model.parent):
+        assert main(["export", str(model), "--to", to, "--out", str(out), "--force"]) == 1
+        assert "choose a place beside it" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    (tmp_path / "link").symlink_to(model)
+    assert main(["export", str(model), "--to", to, "--out", str(tmp_path / "link"), "--force"]) == 1
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
@@ -206,21 +283,44 @@ def test_every_file_is_pushed_as_it_is(hub, folder):
     assert (path, key) == ("/api/models/me/model/commit/main", "Bearer hf_test")
 
 
+@pytest.mark.parametrize("to", ["huggingface", "sentence-transformers"])
+def test_an_export_is_pushed_as_it_lies_there(hub, run, tmp_path, to, capsys):
+    out = str(tmp_path / "out")
+    assert main(["export", str(run / "model"), "--to", to, "--out", out]) == 0
+    (tmp_path / "out" / "README.md").write_text("my own words")
+    capsys.readouterr()
+    assert main(["export", out, "--push-to-hub", "me/model", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"out": out, "url": f"{constants.ENDPOINT}/me/model"}
+    body = next(body for path, body, _ in hub.heard if "/commit/" in path)
+    values = [json.loads(line) for line in body.splitlines()]
+    sent = {v["value"]["path"]: base64.b64decode(v["value"]["content"]) for v in values if v["key"] == "file"}
+    assert sent["README.md"] == b"my own words"
+    assert sent.keys() == {p.relative_to(out).as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert main(["export", str(run / "model"), "--push-to-hub", "me/model"]) == 1
+    assert "no folder for the hub" in capsys.readouterr().err
+
+
 def test_a_public_repository_and_refusals_end_in_a_line(hub, run, folder, monkeypatch):
     hub.private = False
     with pytest.raises(ValueError, match="me/model is public: push with private=False"):
         push(folder, "me/model")
     assert not [path for path, *_ in hub.heard if "/commit/" in path]
     push(folder, "me/model", private=False)
-    assert [path for path, *_ in hub.heard if "/commit/" in path]
+    assert len([path for path, *_ in hub.heard if "/commit/" in path]) == 1
+    hub.private = True
+    with pytest.raises(ValueError, match="me/model is private, and a push does not change that"):
+        push(folder, "me/model", private=False)
+    assert len([path for path, *_ in hub.heard if "/commit/" in path]) == 1
     for status, cure in ((401, "set HF_TOKEN to a token that may write"), (403, "the token may not write there")):
         hub.status = status
         with pytest.raises(ConnectionError, match=f"me/model was not pushed to {constants.ENDPOINT}: .*{cure}"):
             push(folder, "me/model")
     with pytest.raises(ValueError, match="OWNER/NAME is wanted"):
         push(folder, "me/a b/c")
-    with pytest.raises(ValueError, match="has no README.md: avse export MODEL --to huggingface"):
+    with pytest.raises(ValueError, match="no folder for the hub with its README.md: avse export MODEL --to"):
         push(run / "model", "me/model")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(ConnectionError, match="the same command tries again"):
+    with pytest.raises(
+        ConnectionError, match=f"avse export {re.escape(str(folder))} --push-to-hub me/model tries again"
+    ):
         push(folder, "me/model")

@@ -26,6 +26,10 @@ def index(tmp_path):
         (["--to", "onnx", "--push-to-hub", "me/it"], "--push-to-hub belongs to --to huggingface or sentence-transf"),
         (["--to", "huggingface", "--push-to-hub", "it"], "USER/NAME is wanted"),
         (["--to", "huggingface", "--public"], "--public belongs to --push-to-hub"),
+        (["--to", "parquet", "--split", "val"], "--split belongs to --to onnx or huggingface, not to parquet"),
+        (["--to", "sentence-transformers", "--split", "val"], "--split belongs to --to onnx or huggingface"),
+        (["--to", "huggingface", "--split", "val"], "--split names a split of --data: add it"),
+        (["--push-to-hub", "me/it"], "--to FORMAT and --out PATH are wanted, or --push-to-hub alone"),
         (["--to", "qdrant"], "wants a collection's URL, such as qdrant://"),
         (["--to", "onnx"], "is an index, and --to onnx takes a model"),
     ],
@@ -52,3 +56,22 @@ def test_an_index_becomes_a_table(index, tmp_path, capsys):
     assert main(["export", str(index), "--to", "parquet", "--out", str(out)]) == 1
     assert main(["export", str(index), "--to", "parquet", "--out", str(out), "--force"]) == 0
     assert "entries 5" in capsys.readouterr().out
+
+
+def test_without_a_format_only_a_push_has_a_meaning(index, tmp_path, capsys):
+    for arguments in ([], ["--to", "parquet"], ["--json"]):
+        assert main(["export", str(index), *arguments]) == 2
+        assert "--to FORMAT and --out PATH are wanted" in capsys.readouterr().err
+    for arguments, name in ((["--licence", "mit"], "licence"), (["--int8"], "int8"), (["--data", "x"], "data")):
+        assert main(["export", str(index), "--push-to-hub", "me/it", *arguments]) == 2
+        assert f"--{name} belongs to --to" in capsys.readouterr().err
+    assert main(["export", str(index), "--push-to-hub", "me/it", "--force"]) == 2
+    assert main(["export", str(index), "--push-to-hub", "me/it"]) == 1
+    assert "is no folder for the hub with its README.md" in capsys.readouterr().err
+
+
+def test_a_table_never_lies_in_its_index(index, tmp_path, capsys):
+    before = sorted(index.rglob("*"))
+    assert main(["export", str(index), "--to", "parquet", "--out", str(index / "index.json"), "--force"]) == 1
+    assert main(["export", str(index), "--to", "parquet", "--out", str(index / "out.parquet")]) == 1
+    assert capsys.readouterr().err.count("choose a place beside it") == 2 and sorted(index.rglob("*")) == before

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from sentence_transformers import MultiVectorEncoder
 
+from avse import files
 from avse.cli import main
 from avse.config import ModelConfig, parse
 from avse.export.graphs import ExportError
@@ -87,6 +88,26 @@ def test_what_would_be_wrong_is_refused(encoder, folder, pictures):
     text = {"text_encoder": {"source": "bigru", "vectors": None, "hidden": 8}}
     with pytest.raises(ExportError, match="reads features made beforehand"):
         export_sentence_transformers(AVSE(parse(ModelConfig, regions | text), captions=["a"]), folder.parent / "other")
+
+
+def test_the_callers_model_stays_as_it_was(folder, monkeypatch, tmp_path, caplog, capfd):
+    model = AVSE.from_pretrained(folder.parent / "model").train()
+    with caplog.at_level("INFO"):
+        export_sentence_transformers(model, tmp_path / "out")
+    assert model.training and model.folder == folder.parent / "model"
+    assert "Saving model" not in caplog.text + "".join(capfd.readouterr())
+    plain, written = files.write_manifest, []
+
+    def full(place, extra):  # the disk, once the model's own folder lies in the other
+        written.append(place)
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+        plain(place, extra)
+
+    monkeypatch.setattr(files, "write_manifest", full)
+    with pytest.raises(OSError, match="No space left"):
+        export_sentence_transformers(model, tmp_path / "other")
+    assert model.training and model.folder == folder.parent / "model" and not (tmp_path / "other").exists()
 
 
 def test_verify_finds_a_flipped_byte(folder, capsys):

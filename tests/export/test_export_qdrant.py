@@ -69,6 +69,11 @@ def test_what_is_there_is_replaced_only_when_told(client, tmp_path):
         send(tmp_path / "t.avse", "qdrant://localhost/texts")
     with pytest.raises(ValueError, match="qdrant://host:6333/name"):
         send(tmp_path / "i.avse", "photos")
+    for same in (URL, "qdrant+http://localhost:6333/photos/"):
+        with pytest.raises(ValueError, match="is the collection that is copied: choose another name"):
+            send(URL, same, force=True)
+    with Index.open(URL) as index:
+        assert len(index) == 4
     assert [collection.name for collection in client.get_collections().collections] == ["photos", "other"]
 
 

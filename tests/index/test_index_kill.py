@@ -74,9 +74,9 @@ def test_three_kills_lose_nothing(tmp_path, encoder, store):
 
 
 @pytest.mark.slow
-def test_ten_kills_lose_nothing(tmp_path, encoder, store):
+def test_six_kills_lose_nothing(tmp_path, encoder, store):
     pick = random.Random(0)
-    _kill_again_and_again(tmp_path / "i.avse", encoder, store, [pick.uniform(0, 0.8) for _ in range(10)])
+    _kill_again_and_again(tmp_path / "i.avse", encoder, store, [pick.uniform(0, 0.8) for _ in range(6)])
 
 
 LIVING = """
@@ -193,10 +193,10 @@ def _live_through_kills(tmp_path, encoder, store, count, moments):
 
 
 def test_three_kills_of_a_living_index(tmp_path, encoder, store):
-    _live_through_kills(tmp_path, encoder, store, 250, (0.05, 0.25, 0.15))
+    _live_through_kills(tmp_path, encoder, store, 200, (0.05, 0.2, 0.12))
 
 
 @pytest.mark.slow
-def test_ten_kills_of_a_living_index(tmp_path, encoder, store):
+def test_six_kills_of_a_living_index(tmp_path, encoder, store):
     pick = random.Random(2)
-    _live_through_kills(tmp_path, encoder, store, 1000, [pick.uniform(0, 0.8) for _ in range(10)])
+    _live_through_kills(tmp_path, encoder, store, 600, [pick.uniform(0, 0.6) for _ in range(6)])

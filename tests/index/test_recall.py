@@ -35,6 +35,7 @@ def test_shares_are_counted_by_hand(unit):
     assert {shape for _, shape, _, _ in asked} == {None, (2, 8)} and {row[2:] for row in asked} == {(3, "year = 1")}
 
 
+@pytest.mark.slow
 def test_a_graph_is_measured(tmp_path, encoder, unit):
     wide = type("Wide", (type(encoder),), {"block_width": 64})()
     blocks = unit(3000, 4, 64)

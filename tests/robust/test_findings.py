@@ -7,12 +7,13 @@ import zlib
 import pytest
 from robust_indexes import fill, use
 from robust_kit import fault
-from robust_loaders import _write_rankings
+from robust_records import write_rankings
 
 from avse.calibration import Calibration, CalibrationError
 from avse.cli.runs import flat, row_of
 from avse.config import ConfigError, ModelConfig, change, load_recipe, parse
 from avse.data import load_dataset
+from avse.data.shards import PairShards, ShardError
 from avse.encoders import EncoderError, TextEncoder
 from avse.encoders.base import transformer_config
 from avse.index import Index, StoreError
@@ -83,15 +84,17 @@ def test_a_state_that_names_other_files(tmp_path, generation):
 
 
 @pytest.mark.parametrize(
-    "said",
+    ("said", "damaged"),
     [
-        {"best_epoch": [0]},
-        {"identity": {"config": [0], "model": {"image_encoder": 1}}},
-        {"identity": [], "seconds": {"train": {}}},
-        {"data": {"train": 1}, "hardware": 3, "versions": "x", "best": {"i2t": 1}},
+        ({"best_epoch": [0]}, ["best_epoch"]),
+        ({"identity": {"config": [0], "model": {"image_encoder": 1}}}, ["identity.config", "identity.model.image_enc"]),
+        ({"identity": []}, ["identity"]),
+        ({"identity": "x", "seconds": 3}, ["identity", "seconds"]),
+        ({"seconds": {"train": {}}}, ["seconds.train"]),
+        ({"data": {"train": 1}, "hardware": 3, "best": {"i2t": 1}}, ["best.i2t", "data.train", "hardware"]),
     ],
 )
-def test_a_record_of_other_kinds_is_shown_and_said_to_be_damaged(tmp_path, said):
+def test_a_record_of_other_kinds_is_shown_and_said_to_be_damaged(tmp_path, said, damaged):
     entry = {"epoch": 0, "val": {"rsum": 1.0}}
     (tmp_path / "run.json").write_text(json.dumps({"status": "finished", **said}))
     (tmp_path / "history.json").write_text(
@@ -100,7 +103,9 @@ def test_a_record_of_other_kinds_is_shown_and_said_to_be_damaged(tmp_path, said)
     found = read_run(tmp_path)
     row = row_of("x", found)
     assert row["status"] == "finished" and flat(found["identity"]) is not None
-    assert "is damaged" in (found["problem"] or "") or said.get("identity") == []
+    told = found["problem"].split("; ")
+    assert len(told) == len(damaged), told
+    assert all(problem.startswith(name) and "is damaged: " in problem for problem, name in zip(told, damaged)), told
 
 
 @pytest.mark.parametrize(
@@ -125,7 +130,7 @@ def test_an_array_whose_header_does_not_end(tmp_path):
 
 
 def test_rankings_whose_header_lies(tmp_path):
-    path = _write_rankings(tmp_path / "r", "parquet")
+    path = write_rankings(tmp_path / "r", "parquet")
     data = path.read_bytes()
     path.write_bytes(data[:40] + b"\xff" * 8 + data[48:])
     with pytest.raises(RankingsError) as error:
@@ -162,3 +167,30 @@ def test_a_calibration_of_infinite_sizes():
     side = {"sizes": [float("inf")], "thresholds": [0.1], "slope": 1, "intercept": 0, "recall": 1, "questions": 20}
     with pytest.raises(CalibrationError, match="not whole"):
         Calibration.from_dict({"format": 1, "t2i": side, "i2t": side, "false_accepts": 0.05, "facts": {}})
+
+
+def test_a_list_of_no_shards(tmp_path):
+    (tmp_path / "shards.json").write_text('{"shards": [], "counts": {"pairs": 0}}')
+    with pytest.raises(ShardError, match="expected the names of shards.*none") as error:
+        PairShards.open(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_an_endless_id_is_cut_in_the_message(tmp_path):
+    (tmp_path / "id_mapping.json").write_text('{"1": "a.png"}')
+    (tmp_path / "test_ids.txt").write_text("x" * 200_000 + "\n")
+    (tmp_path / "test_caps.txt").write_text("one\n" * 5)
+    with pytest.raises(ValueError, match="test_ids.txt:1: the id .*x.* is none of the 1 ids") as error:
+        load_dataset(tmp_path, split="test")
+    assert len(str(error.value)) < 1000
+
+
+def test_embeddings_whose_parts_are_no_arrays(tmp_path):
+    """numpy's reader of headers raises what tokenize raises; a table's reader speaks in two lines."""
+    from avse.export.embeddings import read_embeddings
+
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        for name in ("side", "P", "Q", "C", "fingerprint", "model", "avse", "blocks", "ids", "payloads"):
+            archive.writestr(f"{name}.npy", b"\x93NUMPY\x01\0\x04\0{'a'")
+    with pytest.raises(ValueError, match="x.npz: no embeddings .* wrote, or damaged"):
+        read_embeddings(tmp_path / "x.npz")

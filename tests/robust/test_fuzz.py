@@ -7,13 +7,16 @@ import os
 import zlib
 
 import pytest
-import robust_indexes  # noqa: F401 - adds its loaders
+import robust_data  # noqa: F401 - these four add their loaders
+import robust_indexes  # noqa: F401
+import robust_models  # noqa: F401
+import robust_records  # noqa: F401
 from hypothesis import HealthCheck, given, settings
 from robust_kit import fault, mutated
 from robust_loaders import LOADERS
 
 ASKED = int(os.environ.get("AVSE_FUZZ_EXAMPLES", "0"))
-SHORT, LONG = 4.0, 60.0
+SHORT, LONG = 2.5, 60.0
 """Seconds of all loaders together in `make test` and in `make test-all`."""
 
 

@@ -16,7 +16,9 @@ import zipfile
 
 import numpy as np
 import pytest
-from robust_loaders import _write_rankings, picture, tiny_model
+from robust_loaders import picture
+from robust_models import tiny_model
+from robust_records import write_rankings
 
 from avse import checkpoint, files, rankings
 from avse.config import ConfigError, change, load_recipe
@@ -117,7 +119,7 @@ def test_an_array_that_claims_a_million_gigabytes(tmp_path):
 
 
 def test_an_archive_that_unpacks_to_more_than_is_read(tmp_path, monkeypatch):
-    path = _write_rankings(tmp_path / "r", "npz")
+    path = write_rankings(tmp_path / "r", "npz")
     monkeypatch.setattr(rankings, "LARGEST", 1000)
     with pytest.raises(rankings.RankingsError, match="bytes unpacked, at most 1,000 are read"):
         rankings.load_rankings(path)

@@ -3,10 +3,13 @@
 import os
 import random
 import shutil
+import subprocess
+import sys
 
 import pytest
 from robust_indexes import IDS, fill, restore, unit
-from robust_loaders import ColourEncoder, tiny_model
+from robust_loaders import ColourEncoder
+from robust_models import tiny_model
 
 from avse import files
 from avse.cli import main
@@ -64,17 +67,31 @@ def verify(path, capsys):
     return status, capsys.readouterr().out
 
 
-@pytest.mark.parametrize("most", [40, pytest.param(600, marks=pytest.mark.slow)])
+def rounds(paths, most):
+    """Yield at every turn each file with one of its positions, until the one with the most has no more."""
+    places = {path: positions(path.stat().st_size, most) for path in paths}
+    for turn in range(max(map(len, places.values()))):
+        yield [(path, found[turn]) for path, found in places.items() if turn < len(found)]
+
+
+def named(sentences, paths):
+    """Return the files that sentences begin with."""
+    return sorted(path for path in paths if any(said.startswith(f"{path} ") for said in sentences))
+
+
+@pytest.mark.parametrize("most", [24, pytest.param(300, marks=pytest.mark.slow)])
 def test_any_flipped_byte_of_an_index(index, most):
     assert list(seal.find_damages(index)) == [] and (index / "lock").stat().st_size == 0
     found = files_of(index)
     assert len(found) >= 5
-    for path in found:
-        for at in positions(path.stat().st_size, most):
-            flip(path, at, 1 << at % 8)
+    for paths in ([index / seal.NAME], [path for path in found if path.name != seal.NAME]):
+        for flips in rounds(paths, most):  # of all files at once, for all are read again each time
+            for path, at in flips:
+                flip(path, at, 1 << at % 8)
             said = list(seal.find_damages(index))
-            assert said and any(str(path) in line for line in said), (path, at)
-            flip(path, at, 1 << at % 8)
+            assert named(said, paths) == [path for path, _ in flips] and len(said) == len(flips), (flips, said)
+            for path, at in flips:
+                flip(path, at, 1 << at % 8)
     assert list(seal.find_damages(index)) == []
 
 
@@ -130,6 +147,45 @@ def test_what_only_searches_leaves_damage_to_be_found(index, capsys):
     assert status == 1 and path.name in said
 
 
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_damaged_seal_is_said_until_the_index_is_changed(index, capsys, gone):
+    """Searching writes no seal in place of one that is damaged or gone, or all other damage would be sealed in."""
+    path = index / "seal.json"
+    whole = path.read_bytes()
+    other = next(p for p in files_of(index) if p.name in ("rows.jsonl", "page_0.dat"))
+    if other.name == "page_0.dat":
+        flip(other, other.stat().st_size - 1)  # behind all entries: nothing reads it
+    path.unlink() if gone else flip(path, 20)
+    for _ in range(2):
+        with Index.open(index, ColourEncoder()) as made:
+            query = unit(1, 4, 8)[0] if made.side == "texts" else unit(1, 2, 8)[0]
+            assert len(made.search(embedding=query, k=2)) == 2
+        status, said = verify(index, capsys)
+        assert status == 1 and str(path) in said
+    if other.name == "page_0.dat":
+        path.write_bytes(whole)
+        assert str(other) in verify(index, capsys)[1]
+        path.unlink()
+    with Index.open(index, ColourEncoder()) as made:
+        made.add_texts(["x"]) if made.side == "texts" else made.add_embeddings(["x"], unit(1, 4, 8))
+    assert verify(index, capsys)[0] == 0
+
+
+@pytest.mark.parametrize("index", ["embedded", "sharded"], indirect=True)
+def test_an_index_in_use_is_an_error_and_no_damage(index, capsys):
+    code = "import sys; from avse.index import Index; i = Index.open(sys.argv[1]); print(); sys.stdin.read(); i.close()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(index)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        other.stdout.readline()
+        for more in ((), ("--json",)):
+            assert main(["verify", str(index), *more]) == 1
+            said = capsys.readouterr()
+            assert said.out == "" and f"in use by process {other.pid}" in said.err and "--url" in said.err
+        other.stdin.close()
+    assert verify(index, capsys) == (0, f"{index}: whole\n")
+
+
 def test_a_change_seals_anew_and_a_crash_leaves_none(index, capsys):
     made = Index.open(index, ColourEncoder())
     made.add_texts(["x"]) if made.side == "texts" else made.add_embeddings(["x"], unit(1, 4, 8))
@@ -155,18 +211,24 @@ def test_copies_with_filled_holes_are_the_same(tmp_path):
         flip(two, at)
 
 
-@pytest.mark.parametrize("most", [40, pytest.param(600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("most", [24, pytest.param(300, marks=pytest.mark.slow)])
 def test_any_flipped_byte_of_a_model(tmp_path, request, most):
     folder = tmp_path / "model"
     shutil.copytree(tiny_model(request), folder)
     assert list(files.find_damages(folder, foreign=True)) == []
-    for path in files_of(folder):
-        for at in positions(path.stat().st_size, 4 * most if path.name == files.MANIFEST else most):
-            flip(path, at, 1 << at % 8)
-            said = [error.file for error in files.find_damages(folder, foreign=True)]
-            assert any(name in (str(path), str(folder / files.MANIFEST)) for name in said), (path, at)
-            assert path.name == files.MANIFEST or str(path) in said
-            flip(path, at, 1 << at % 8)
+    found = files_of(folder)
+    for paths, count in (
+        ([folder / files.MANIFEST], 4 * most),
+        ([path for path in found if path.name != files.MANIFEST], most),
+    ):
+        for flips in rounds(paths, count):
+            for path, at in flips:
+                flip(path, at, 1 << at % 8)
+            said = {error.file for error in files.find_damages(folder, foreign=True)}
+            assert {str(path) for path, _ in flips} <= said, (flips, said)
+            assert len(said) == len(flips) or paths == [folder / files.MANIFEST], said
+            for path, at in flips:
+                flip(path, at, 1 << at % 8)
 
 
 @pytest.mark.parametrize("change", ["added", "removed", "cut", "swapped"])

@@ -166,6 +166,30 @@ def test_what_is_said_of_an_upload_is_checked(server, clean):
     assert [file.name for file in files] == [hashlib.sha256(data).hexdigest()] and files[0].read_bytes() == data
 
 
+def test_a_link_out_of_the_uploads_is_not_followed(server, clean, tmp_path):
+    """Not one in place of the file, wherever it leads, and not one in place of a folder on the way."""
+    data = paint(tmp_path / "u.png", 40)
+    assert upload(server, data, "u.png").status_code == 201
+    (kept,) = server.index.path.glob("uploads/*/*")
+    asked = [("/thumbnails/u.png", {}), ("/api/explain", {"id": "u.png", "query": "x"})]
+    assert all(server.client.get(path, params=said).status_code != 404 for path, said in asked)
+    whole = tmp_path / "whole" / kept.parent.name / kept.name
+    whole.parent.mkdir(parents=True)
+    whole.write_bytes(data)  # the very content, outside
+    for target in (whole, tmp_path / "secret.txt", "/dev/zero"):
+        kept.unlink()
+        kept.symlink_to(target)
+        for path, said in asked:
+            answer = server.client.get(path, params=said)
+            assert answer.status_code == 404, (path, target)
+            clean(answer)
+    kept.unlink()
+    kept.parent.rmdir()
+    kept.parent.symlink_to(whole.parent)  # a folder on the way leads out
+    assert all(server.client.get(path, params=said).status_code == 404 for path, said in asked)
+    server.lives()
+
+
 def test_tokens(index, clean_log=None):
     guarded = ["/api/info", "/api/images", "/api/images/x", "/thumbnails/sea/01 ü.png", "/metrics", "/api/similar/x"]
     with running(index, token=TOKEN) as server:

@@ -52,7 +52,7 @@ def test_schemathesis_finds_no_error_of_the_server(index):
     schemathesis = pytest.importorskip("schemathesis")
     from hypothesis import HealthCheck, Phase, given, settings
 
-    most = int(os.environ.get("AVSE_SCHEMA_EXAMPLES", "60"))
+    most = int(os.environ.get("AVSE_SCHEMA_EXAMPLES", "30"))
     with running(index, token=TOKEN) as server:
         schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
         checks = [schemathesis.checks.not_a_server_error]

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     skipped: list[Skipped] = []
     side: Side = "images" if args.texts is None else "texts"
     if args.texts is None:
-        found, columns = _pictures(args.inputs), _PICTURE_COLUMNS
+        found, columns = _pictures(args.inputs, skipped), _PICTURE_COLUMNS
     else:
         texts, columns = _sentences(Path(args.texts), args.split or "all", skipped)
     model = common.load_model(args.model, common.device_of(args))
@@ -93,9 +93,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _pictures(inputs: Sequence[str]) -> dict[str, Path]:
+def _pictures(inputs: Sequence[str], skipped: list[Skipped]) -> dict[str, Path]:
     """Return ids and paths: below the folder where it is the only input, else as they are given."""
     from avse.images import walk_images
+    from avse.index.contract import Skipped, is_unicode
 
     found: dict[str, Path] = {}
     for given in map(Path, inputs):
@@ -106,6 +107,9 @@ def _pictures(inputs: Sequence[str]) -> dict[str, Path]:
             found[(path.relative_to(given) if len(inputs) == 1 else path).as_posix()] = path
     if not found:
         raise ValueError(f"no pictures in {', '.join(inputs)} (jpg, png, webp, gif, bmp, tif and a few more)")
+    for name in [name for name in found if not is_unicode(name)]:
+        del found[name]
+        skipped.append(Skipped(name.encode("utf-8", "backslashreplace").decode(), "the name is not valid unicode"))
     return found
 
 
@@ -168,8 +172,10 @@ def _sentences(path: Path, split: str, skipped: list[Skipped]) -> tuple[dict[str
         return found, {"text": "string", "image": "string"}
     lines: dict[str, tuple[str, Payload]] = {}
     for number, line in enumerate(read_lines(path), 1):
-        if text := line.strip():
-            lines.setdefault(text, (text, {"text": text, "line": number}))
+        if name := (text := line.strip()):
+            while name in lines:
+                name = f"{name} (line {number})"
+            lines[name] = text, {"text": text, "line": number}
         else:
             skipped.append(Skipped(f"line {number}", "empty"))
     return lines, {"text": "string", "line": "int64"}

@@ -21,6 +21,7 @@ _FOLDERS = ("onnx", "sentence-transformers", "huggingface")
 _ONLY = {
     "int8": ("onnx",),
     "data": ("onnx", "huggingface"),
+    "split": ("onnx", "huggingface"),
     "licence": ("huggingface",),
     "push_to_hub": ("huggingface", "sentence-transformers"),
 }
@@ -30,20 +31,20 @@ _ONLY = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
-        "source", metavar="MODEL_OR_INDEX", help="a model's folder, a pair of transformers, or an index"
+        "source",
+        metavar="MODEL_OR_INDEX",
+        help="a model's folder, a pair of transformers, or an index; an exported folder for --push-to-hub alone",
     )
     told = "; ".join(f"{name}: {text}" for name, text in FORMATS.items())
-    parser.add_argument("--to", required=True, choices=FORMATS, metavar="FORMAT", help=told)
-    parser.add_argument(
-        "--out", required=True, metavar="PATH", help="the folder or file to write, or a collection's URL"
-    )
+    parser.add_argument("--to", choices=FORMATS, metavar="FORMAT", help=told)
+    parser.add_argument("--out", metavar="PATH", help="the folder or file to write, or a collection's URL")
     parser.add_argument("--int8", action="store_true", help="onnx: also the text side with int8 weights, and its loss")
     parser.add_argument(
         "--data",
         metavar="DATA",
         help="onnx: measure the loss of --int8 on it; huggingface: measure the card's figures on it",
     )
-    parser.add_argument("--split", default="test", help="onnx: of --data (default: %(default)s)")
+    parser.add_argument("--split", metavar="NAME", help="of --data (default: test)")
     parser.add_argument("--licence", metavar="NAME", help="huggingface: of the card, such as mit or cc-by-4.0")
     parser.add_argument(
         "--push-to-hub", metavar="USER/NAME", help="upload the folder to a private repository of the Hugging Face hub"
@@ -61,17 +62,19 @@ def run(args: argparse.Namespace) -> int:
     """
     _check(args)
     common.prepare_process()
-    facts = _WRITERS[args.to](args)
-    row = {"format": args.to, "out": args.out, **facts}
+    row: dict[str, Any] = {"out": args.out or args.source}
+    if args.to:
+        row = {"format": args.to, **row, **_WRITERS[args.to](args)}
+    lines = _lines(row) if args.to else []
     if args.push_to_hub:
         from avse.export.hub import push
 
-        row["url"] = push(args.out, args.push_to_hub, private=not args.public)
+        row["url"] = push(row["out"], args.push_to_hub, private=not args.public)
+        lines.append(f"{row['out']}: uploaded to {row['url']}")
     if args.json:
         common.emit(row)
     else:
-        uploaded = [f"uploaded to {row['url']}"] if args.push_to_hub else []
-        print("\n".join([*_lines(row), *uploaded]))
+        print("\n".join(lines))
     return 0
 
 
@@ -80,16 +83,28 @@ def _check(args: argparse.Namespace) -> None:
 
     from avse.index.manifest import is_index
 
+    if not (args.to and args.out) and (args.to or args.out or not args.push_to_hub):
+        raise common.MisuseError("--to FORMAT and --out PATH are wanted, or --push-to-hub alone for an exported folder")
     for option, formats in _ONLY.items():
+        if not args.to and option == "push_to_hub":
+            continue
         if getattr(args, option) and args.to not in formats:
             name = option.replace("_", "-")
-            raise common.MisuseError(f"--{name} belongs to --to {' or '.join(formats)}, not to {args.to}: leave it out")
+            raise common.MisuseError(
+                f"--{name} belongs to --to {' or '.join(formats)}, not to {args.to or 'a push alone'}: leave it out"
+            )
     if args.to == "onnx" and args.data and not args.int8:
         raise common.MisuseError("--data measures what int8 texts lose: add --int8, or leave it out")
+    if args.split and not args.data:
+        raise common.MisuseError("--split names a split of --data: add it, or leave --split out")
     if args.public and not args.push_to_hub:
         raise common.MisuseError("--public belongs to --push-to-hub USER/NAME: add it, or leave --public out")
     if args.push_to_hub and not re.fullmatch(r"[\w.-]+/[\w.-]+", args.push_to_hub):
         raise common.MisuseError(f"--push-to-hub {args.push_to_hub}: USER/NAME is wanted, such as me/my-model")
+    if not args.to and args.force:
+        raise common.MisuseError("--force replaces what is written, and a push alone writes nothing: leave it out")
+    if not args.to:
+        return
     if (args.to == "qdrant") != ("://" in args.out):
         wanted = "a collection's URL, such as qdrant://host:6333/name" if args.to == "qdrant" else "a path, not a URL"
         raise common.MisuseError(f"--out {args.out}: --to {args.to} wants {wanted}")
@@ -114,7 +129,7 @@ def _onnx(args: argparse.Namespace) -> dict[str, Any]:
     if args.data:
         from avse.data import load_dataset
 
-        data = load_dataset(args.data, split=args.split)
+        data = load_dataset(args.data, split=args.split or "test")
         common.tell(data)
     print("tracing both encoders, which takes a while", file=sys.stderr)
     return export_onnx(common.load_model(args.source, "cpu"), args.out, int8=args.int8, data=data, force=args.force)
@@ -141,7 +156,8 @@ def _qdrant(args: argparse.Namespace) -> dict[str, Any]:
 def _huggingface(args: argparse.Namespace) -> dict[str, Any]:
     from avse.export.card import write_folder
 
-    return write_folder(args.source, args.out, data=args.data, licence=args.licence, force=args.force)
+    split = args.split or "test"
+    return write_folder(args.source, args.out, args.data, licence=args.licence, force=args.force, split=split)
 
 
 _WRITERS = {

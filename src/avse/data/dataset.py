@@ -6,6 +6,7 @@ Knows neither files of captions nor encoders: paths, texts and which text belong
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 SPLITS = ("train", "val", "test")
 FEATURE_TYPES = ("<f4", "<f2")
+_LARGEST = 1 << 40
+"""Of any size of an array file: numpy's own arithmetic ends the process on some that are larger."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class FeatureRows:
             OSError: The file is gone or cannot be mapped.
         """
         try:
-            features = np.load(self.path, mmap_mode="r", allow_pickle=False)
+            shape, fortran, kind, start = _array_header(self.path)
         except OSError:
             raise
         except Exception as error:  # numpy's reader of headers raises anything on damaged files
@@ -61,12 +65,32 @@ class FeatureRows:
                 f"{self.path}: no array file that can be mapped: it is cut off, or no plain array of numbers (pickled "
                 "objects are refused); save it anew by numpy.save as float32 or float16"
             ) from error
-        if not isinstance(features, np.ndarray) or features.ndim != 3 or features.dtype.str not in FEATURE_TYPES:
-            found = f"{features.shape} {features.dtype}" if isinstance(features, np.ndarray) else "an archive of arrays"
+        if len(shape) != 3 or kind.str not in FEATURE_TYPES:
             raise ValueError(
-                f"{self.path}: an array (images, regions, width) of float32 or float16 is wanted, {found} found"
+                f"{self.path}: an array (images, regions, width) of float32 or float16 is wanted, {shape} {kind} found"
             )
-        return features
+        wanted, held = math.prod(shape) * kind.itemsize, self.path.stat().st_size - start
+        if not all(0 <= size <= _LARGEST for size in shape) or wanted > held:
+            raise ValueError(
+                f"{self.path}: no array file that can be mapped: {shape} {kind} takes {wanted:,} bytes, {held:,} found"
+            )
+        if not wanted:
+            return np.zeros(shape, kind)
+        return np.memmap(self.path, kind, "r", start, shape, "F" if fortran else "C")
+
+
+def _array_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Read shape, whether the first index runs fastest, kind, and where the numbers of an ``.npy`` file begin.
+
+    Raises:
+        OSError, Exception: what numpy raises where it is none; ValueError of Python objects.
+    """
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    with open(path, "rb") as stream:
+        shape, fortran, kind = readers[npy.read_magic(stream)](stream)
+        if kind.hasobject:
+            raise ValueError("Python objects")
+        return shape, fortran, kind, stream.tell()
 
 
 @dataclass(frozen=True)

@@ -198,6 +198,7 @@ def _facts(folder: Path, splits: dict[str, Inputs], seeds: int, model: AVSE, ind
         "resolution": model.image_encoder.pixels.size[0],
         "precision": splits["test"].images.precision,
         "seeds": list(range(seeds)),
+        "fingerprint": model.fingerprint,
         "shared_texts": sharing.shared_texts,
         "ceiling_r1": sharing.ceiling,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",

@@ -7,7 +7,6 @@ the model loads and verifies whatever becomes of it. Knows no network.
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -18,11 +17,10 @@ import yaml
 
 from avse import __version__, checkpoint, files
 from avse.config import ModelConfig
+from avse.export import HUB, check_folder
+from avse.export.records import Best, Record, System, read_record
 
 CARD = "README.md"
-_RUN, _REPORT = "run.json", "report.json"
-_DEMO = "systems/avse-seed0/result.json"
-"""Of `avse demo`, whose model/ is the first seed's."""
 _SIDES = {"i2t": "picture to sentence", "t2i": "sentence to picture"}
 _KS = (1, 5, 10)
 
@@ -46,15 +44,17 @@ def write_folder(
     data: str | Path | None = None,
     licence: str | None = None,
     force: bool = False,
+    split: str = "test",
 ) -> dict[str, Any]:
     """Copy a model folder and add its model card; `AVSE.from_pretrained` loads the result as it does the original.
 
     Args:
         model: A model folder of avse.
         out: The new folder.
-        data: A data set whose test split is measured for the card; None takes the figures that the training left.
+        data: A data set that is measured for the card; None takes the figures that the training left.
         licence: Of the model, as the hub names it, such as "mit"; None: the card says that it is unknown.
-        force: Replace a model folder that is there.
+        force: Replace a folder that this function wrote.
+        split: Of ``data``.
 
     Returns:
         ``out``, the number of ``files``, the ``split`` that the figures are of (None: there are none), ``licence``.
@@ -62,7 +62,8 @@ def write_folder(
     Raises:
         CheckpointError, ManifestError: ``model`` is no model folder of avse, or damaged.
         FileExistsError: ``out`` is there and not ``force``, or it is something else.
-        ValueError: ``data`` has no usable test split, or what the training recorded is damaged.
+        ValueError: ``data`` has no usable split of that name, what the training recorded is damaged, or ``out`` is the
+            model, lies in it or holds it.
     """
     model, out = checkpoint.recover(model), Path(out)
     if not (model / files.MANIFEST).is_file():
@@ -70,12 +71,10 @@ def write_folder(
             f"{model} is no model folder of avse (no {files.MANIFEST}); a pair of transformers becomes one by "
             "AVSE.from_dual_encoder(FOLDER).save_pretrained(OTHER)"
         )
-    if out.exists() and not (force and (out / files.MANIFEST).is_file()):
-        why = "choose another name or --force" if (out / files.MANIFEST).is_file() else "it is no model folder"
-        raise FileExistsError(f"{out} is there already: {why}")
+    check_folder(out, HUB, force, model)
     manifest = files.verify_manifest(model)
-    config, record = checkpoint.read_config(model), _record(model)
-    figures = _recorded(record) if data is None else _measured(model, data)
+    config, record = checkpoint.read_config(model), read_record(model, manifest.get("fingerprint"))
+    figures = _recorded(record) if data is None else _measured(model, data, split)
     card = model_card(out.resolve().name, config, record, figures, licence, checkpoint.CALIBRATION in manifest["files"])
 
     def fill(folder: Path) -> None:
@@ -84,7 +83,7 @@ def write_folder(
             shutil.copyfile(model / name, folder / name)
 
     extra = {name: value for name, value in manifest.items() if name != "files"}
-    checkpoint.write_folder(out, fill, extra, force=force)
+    checkpoint.write_folder(out, fill, {**extra, "kind": HUB}, force=force)
     files.write_text(out / CARD, card)
     count = sum(path.is_file() for path in out.rglob("*"))
     return {"out": str(out), "files": count, "split": figures and figures.split, "licence": licence}
@@ -93,7 +92,7 @@ def write_folder(
 def model_card(
     name: str,
     config: ModelConfig,
-    record: dict[str, Any],
+    record: Record,
     figures: Figures | None,
     licence: str | None,
     calibrated: bool,
@@ -141,13 +140,13 @@ _UNCALIBRATED = (
 )
 
 
-def _front(name: str, record: dict[str, Any], figures: Figures | None, licence: str | None) -> dict[str, Any]:
+def _front(name: str, record: Record, figures: Figures | None, licence: str | None) -> dict[str, Any]:
     """Return the metadata that the hub reads; figures of validation, which chose the epoch, are no result there."""
     front: dict[str, Any] = {"license": licence or "unknown", "library_name": "avse"}
     front["pipeline_tag"] = "feature-extraction"
     front["tags"] = ["avse", "image-text-retrieval", "multi-vector", "late-interaction"]
-    if trained := record.get("data", {}).get("name"):
-        front["datasets"] = [trained]
+    if record.data is not None:
+        front["datasets"] = [record.data.name]
     if figures is not None and figures.split == "test":
         metrics = []
         for key, (value, ends) in figures.values.items():
@@ -179,20 +178,20 @@ def _loading(name: str) -> str:
     )
 
 
-def _training_data(record: dict[str, Any]) -> str:
-    data = record.get("data", {})
-    if not data:
-        return "Not recorded: no run.json lies beside the model this folder was made of."
-    lines = [f"Data set: {data['name']}."]
-    for split, use in (("train", "learnt from"), ("val", "chose the epoch")):
-        counts = data.get(split, {})
-        said = [
-            f"{counts[key]:,} {word}" for key, word in (("images", "pictures"), ("pairs", "captions")) if key in counts
-        ]
+def _training_data(record: Record) -> str:
+    if record.data is None:
+        return "Not recorded: no run.json of this very model lies beside the one this folder was made of."
+    lines = [f"Data set: {record.data.name}."]
+    for split, use, counts in (
+        ("train", "learnt from", record.data.train),
+        ("val", "chose the epoch", record.data.val),
+    ):
+        numbers = ((counts.images, "pictures"), (counts.pairs, "captions"))
+        said = [f"{number:,} {word}" for number, word in numbers if number is not None]
         lines.append(f"- {split} ({use}): {', '.join(said) or 'not recorded'}")
-    leaks = record.get("leaks", {})
-    if leaks.get("looked"):
-        lines.append(f"- training pictures found again in validation or test: {leaks['found']} ({leaks['done']})")
+    if record.leaks.looked:
+        leaks = f"{record.leaks.found} ({record.leaks.done})"
+        lines.append(f"- training pictures found again in validation or test: {leaks}")
     return "\n".join(lines)
 
 
@@ -208,11 +207,13 @@ def _figures(figures: Figures | None) -> str:
     told = f"{figures.data}, split {figures.split}: {figures.told}."
     if figures.split == "val":
         told += f" These figures chose the epoch and flatter it; no test figures are recorded: {measure}."
+    elif figures.split != "test":
+        told += f" This is not the test split, and the model may have learnt from it: {measure}."
     return told + "\n\n" + "\n".join(rows)
 
 
-def _limits(record: dict[str, Any]) -> str:
-    seen = record.get("data", {}).get("train", {}).get("images")
+def _limits(record: Record) -> str:
+    seen = record.data and record.data.train.images
     count = f"the {seen:,} pictures it was trained with" if seen else "those it was trained with"
     return (
         f"- How it does on pictures and wording unlike {count} was not measured.\n"
@@ -232,22 +233,21 @@ def _encoders(config: ModelConfig) -> str:
     return "\n".join(lines)
 
 
-def _training(record: dict[str, Any]) -> str:
-    settings = record.get("identity", {}).get("config")
+def _training(record: Record) -> str:
+    settings = record.identity.config
     if not settings:
         return "Not recorded."
     parts = []
-    if record.get("command"):
-        command = [Path(record["command"][0]).name, *record["command"][1:]]
+    if record.command:
+        command = [Path(record.command[0]).name, *record.command[1:]]
         parts.append(f"```sh\n{shlex.join(command)}\n```")
-    versions, hardware = record.get("versions", {}), record.get("hardware", {})
-    said = [f"{name} {version}" for name, version in versions.items() if version and name != "platform"]
-    if hardware.get("processor"):
-        said.append(", ".join([hardware["processor"], *(gpu["name"] for gpu in hardware.get("gpus", []))]))
-    if seconds := record.get("seconds", {}).get("train"):
+    said = [f"{name} {version}" for name, version in record.versions.items() if version and name != "platform"]
+    if record.hardware.processor:
+        said.append(", ".join([record.hardware.processor, *(gpu.name for gpu in record.hardware.gpus)]))
+    if seconds := record.seconds.get("train"):
         said.append(f"{seconds:.0f} s of training")
-    if record.get("best_epoch") is not None:
-        said.append(f"epoch {record['best_epoch'] + 1} of {settings['epochs']} was the best on validation")
+    if record.best_epoch is not None:
+        said.append(f"epoch {record.best_epoch + 1} of {settings['epochs']} was the best on validation")
     parts += ["; ".join(said) + "."] if said else []
     return "\n\n".join([*parts, f"```yaml\n{yaml.safe_dump(settings, sort_keys=False)}```"])
 
@@ -259,66 +259,31 @@ def _title(key: str) -> str:
     return {"rsum": "rSum", "duplicate_aware_rsum": "rSum, duplicate-aware"}[key]
 
 
-def _record(model: Path) -> dict[str, Any]:
-    """Return what run.json says, or of a demo the same from its report; empty where the training left nothing."""
-    home = model.resolve().parent
-    if run := _read(home / _RUN):
-        return run
-    report, result = _read(home / _REPORT), _read(home / _DEMO)
-    if not report or not result:
-        return {}
-    data: dict[str, Any] = {"name": report["dataset"]}
-    for split in ("train", "val"):
-        data[split] = {"images": report["images"][split], "pairs": report["captions"][split]}
-    return {
-        "data": data,
-        "identity": {"config": result["identity"]["train"]},
-        "best_epoch": result.get("best_epoch"),
-        "seconds": result.get("seconds", {}),
-        "demo": report,
-    }
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text("utf-8")))
-    except FileNotFoundError:
-        return {}
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}): take it away, and the card says that nothing is known"
-        ) from error
-
-
-def _recorded(record: dict[str, Any]) -> Figures | None:
+def _recorded(record: Record) -> Figures | None:
     """Return the test figures of a demo of one seed, else the validation figures of the best epoch, else nothing."""
-    demo = record.get("demo", {})
-    if demo.get("seeds") == [0]:
-        own = demo["systems"]["avse"]
-        told = f"{demo['images']['test']:,} pictures, {demo['pairs']:,} captions"
-        told += f"; resolution {demo['resolution']}, precision {demo['precision']}, seed 0"
-        return Figures(
-            demo["dataset"], "test", told, _recalls(own) | {"rsum": (own["rsum"]["mean"], own["rsum"]["ci"])}
-        )
-    best = record.get("best")
-    if not best:
+    demo, data, best = record.demo, record.data, record.best
+    if demo is not None and demo.seeds == [0] and "avse" in demo.systems:
+        own = demo.systems["avse"]
+        told = f"{demo.images.get('test', 0):,} pictures, {demo.pairs:,} captions"
+        told += f"; resolution {demo.resolution}, precision {demo.precision}, seed 0"
+        return Figures(demo.dataset, "test", told, _recalls(own) | {"rsum": (own.rsum.mean, own.rsum.ci)})
+    if best is None or data is None:
         return None
-    counts = record["data"]["val"]
-    told = f"{counts['images']:,} pictures, {counts['pairs']:,} captions"
-    return Figures(record["data"]["name"], "val", told, _recalls(best) | {"rsum": (best["rsum"], None)})
+    told = f"{data.val.images or 0:,} pictures, {data.val.pairs or 0:,} captions"
+    return Figures(data.name, "val", told, _recalls(best) | {"rsum": (best.rsum, None)})
 
 
-def _recalls(found: dict[str, Any]) -> dict[str, Value]:
-    return {f"{side}_r{k}": (found[side][f"r{k}"], None) for side in _SIDES for k in _KS}
+def _recalls(found: Best | System) -> dict[str, Value]:
+    return {f"{side}_r{k}": (getattr(getattr(found, side), f"r{k}"), None) for side in _SIDES for k in _KS}
 
 
-def _measured(model: Path, data: str | Path) -> Figures:
-    """Evaluate the model on the test split."""
+def _measured(model: Path, data: str | Path, split: str) -> Figures:
+    """Evaluate the model on a split."""
     from avse.data import load_dataset
     from avse.evaluate import evaluate
     from avse.model import AVSE
 
-    dataset = load_dataset(data, split="test")
+    dataset = load_dataset(data, split=split)
     report = evaluate(AVSE.from_pretrained(model), dataset)
     values: dict[str, Value] = {}
     for name, side in (("i2t", report.i2t), ("t2i", report.t2i)):
@@ -328,4 +293,4 @@ def _measured(model: Path, data: str | Path) -> Figures:
         values["duplicate_aware_rsum"] = report.duplicate_aware.rsum, report.duplicate_aware.interval
     told = f"{len(report.ranks.i2t):,} pictures, {len(report.ranks.t2i):,} captions"
     meta = [f"{key} {report.meta[key]}" for key in ("resolution", "precision", "seed") if key in report.meta]
-    return Figures(dataset.name, "test", "; ".join([told, ", ".join(meta)]), values)
+    return Figures(dataset.name, split, "; ".join([told, ", ".join(meta)]), values)

@@ -1,7 +1,9 @@
 """Embeddings as a file, ``.npz`` or ``.parquet``: written as they are made, read back for an index or for numpy.
 
-An archive holds ``ids`` (n,), ``blocks`` (n, P or Q, C) float32, ``payloads`` (n,) JSON texts, and each of the facts
-(side, P, Q, C, fingerprint, model, avse) under its name; numpy.load reads it without pickle. Knows no model.
+An archive holds ``blocks`` (n, P or Q, C) float32, and each of the facts (side, P, Q, C, fingerprint, model, avse)
+under its name; numpy.load reads it without pickle. Ids and payloads (JSON) are texts end to end in UTF-8: text i is
+``ids[id_offsets[i] : id_offsets[i + 1]]``, uint8 (all bytes,) and int64 (n + 1,), so that a long one among many costs
+no more than itself; ``payloads`` and ``payload_offsets`` likewise. Knows no model.
 """
 
 from __future__ import annotations
@@ -10,12 +12,14 @@ import json
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from avse import files
 from avse.export.tables import Write, facts_of, read_table, table_writer
@@ -76,10 +80,11 @@ def read_embeddings(path: str | Path, index: Index | None = None) -> Embeddings:
         found = Embeddings(*(_read_archive(path) if Path(path).suffix == ".npz" else read_table(path)))
         if not len(found.ids) == len(found.blocks) == len(found.payloads):
             raise ValueError(f"{len(found.ids)} ids, {len(found.blocks)} blocks, {len(found.payloads)} payloads")
-    except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path}: no embeddings that avse encode or avse export wrote, or damaged ({type(error).__name__}: {error})"
-        ) from error
+    except ImportError:
+        raise
+    except Exception as error:  # readers of arrays, archives and tables raise anything on damaged files
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ValueError(f"{path}: no embeddings that avse encode or avse export wrote, or damaged ({said})") from error
     if index is not None:
         made = {name: found.facts[name] for name in ("side", "P", "Q", "C", "fingerprint")}
         wanted = facts_of(index.layout, str(index.facts()["fingerprint"]), "")
@@ -95,8 +100,7 @@ def read_embeddings(path: str | Path, index: Index | None = None) -> Embeddings:
 @contextmanager
 def _archive_writer(out: str | Path, facts: Mapping[str, Any]) -> Iterator[Write]:
     """Collect the rows in a file without a name, since an archive wants their number before the first."""
-    ids: list[str] = []
-    payloads: list[str] = []
+    ids, payloads = _Texts(), _Texts()
     with files.replacing(out) as temporary, tempfile.TemporaryFile(dir=Path(out).parent) as rows:
 
         def write(names: Sequence[str], blocks: Blocks, said: Sequence[Payload]) -> None:
@@ -106,16 +110,38 @@ def _archive_writer(out: str | Path, facts: Mapping[str, Any]) -> Iterator[Write
 
         yield write
         rows.seek(0)
-        shape = (len(ids), facts["P"] if facts["side"] == "images" else facts["Q"], facts["C"])
+        shape = (len(ids.offsets) - 1, facts["P"] if facts["side"] == "images" else facts["Q"], facts["C"])
         with zipfile.ZipFile(temporary, "w") as archive:
             with archive.open("blocks.npy", "w", force_zip64=True) as member:
                 header = {"descr": "<f4", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(member, header)
                 shutil.copyfileobj(rows, member, _COPY)
             archive.compression = zipfile.ZIP_DEFLATED
-            for name, values in {"ids": ids, "payloads": payloads, **facts}.items():
+            texts = {**ids.arrays("ids", "id_offsets"), **payloads.arrays("payloads", "payload_offsets")}
+            for name, values in {**texts, **facts}.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, np.array(values, None if values else str), allow_pickle=False)
+                    np.lib.format.write_array(member, np.asarray(values), allow_pickle=False)
+
+
+class _Texts:
+    """Texts end to end in UTF-8, and where each begins and ends."""
+
+    def __init__(self) -> None:
+        self._bytes, self.offsets = bytearray(), array("q", [0])
+
+    def extend(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            self._bytes += text.encode()
+            self.offsets.append(len(self._bytes))
+
+    def arrays(self, texts: str, offsets: str) -> dict[str, NDArray[Any]]:
+        """Return both under these names: uint8 (all bytes,) and int64 (n + 1,)."""
+        return {texts: np.frombuffer(self._bytes, np.uint8), offsets: np.frombuffer(self.offsets, np.int64)}
+
+
+def _texts(data: bytes, offsets: NDArray[np.int64]) -> list[str]:
+    bounds = offsets.tolist()
+    return [data[start:end].decode() for start, end in zip(bounds, bounds[1:])]
 
 
 def _read_archive(path: str | Path) -> tuple[list[str], Blocks, list[Payload], dict[str, Any]]:
@@ -123,4 +149,6 @@ def _read_archive(path: str | Path) -> tuple[list[str], Blocks, list[Payload], d
         facts = {name: archive[name].item() for name in _FACTS}
         rows = facts["P"] if facts["side"] == "images" else facts["Q"]
         blocks = archive["blocks"].reshape(-1, rows, facts["C"])
-        return archive["ids"].tolist(), blocks, [json.loads(text) for text in archive["payloads"]], facts
+        ids = _texts(archive["ids"].tobytes(), archive["id_offsets"])
+        payloads = _texts(archive["payloads"].tobytes(), archive["payload_offsets"])
+        return ids, blocks, [json.loads(text) for text in payloads], facts

@@ -144,11 +144,11 @@ def export_sentence_transformers(model: AVSE, out: str | Path, *, force: bool = 
     def fill(target: Path) -> None:
         with quiet():
             encoder.save(str(target), create_model_card=False)
-        files.write_text(target / "README.md", _CARD.format(**shape))
 
     try:
         encoder = MultiVectorEncoder(modules=[AVSEModule(model)], similarity_fn_name="maxsim", device=str(model.device))
         checkpoint.write_folder(out, fill, {"kind": SENTENCE, "fingerprint": fingerprint}, force=force)
+        files.write_text(Path(out) / "README.md", _CARD.format(**shape))  # in no manifest: people edit it
     finally:  # saving names the temporary folder as the model's own
         model.folder, model.facts = folder, facts
         model.train(training)

@@ -38,6 +38,8 @@ def send(index: str | Path, url: str, force: bool = False) -> dict[str, Any]:
     """
     if "://" not in url:
         raise ValueError(f"{url} is no qdrant://host:6333/name")
+    from avse.index import server  # needs an extra
+
     if "://" in str(index) and server.parse_url(str(index))[:2] == server.parse_url(url)[:2]:
         raise ValueError(f"{url} is the collection that is copied: choose another name")
     with Index.open(index) as source:

@@ -477,6 +477,7 @@ class Trainer:
             return
         if self.save_model:
             self.model.save_pretrained(self.folder / MODEL, force=True, extra={"seed": self.config.seed})
+            facts["fingerprint"] = self.model.fingerprint
         files.write_json(self.folder / HISTORY, state.history)
         draw_curves({"": state.history}, self.folder / CURVES)
         self._record_progress(**facts)

@@ -173,6 +173,9 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     if best is None and history:
         best = max(reversed(history), key=lambda entry: entry["val"].get("rsum", 0.0)).get("epoch")
     figures = next((entry["val"] for entry in history if entry.get("epoch") == best), None)
+    for name in ("identity", "seconds"):
+        if run.get(name) is not None and not isinstance(run[name], dict):
+            problems.append(f"{name} is damaged: {str(run[name])[:40]!r}")
     found = {
         **run,
         "status": done or left,
