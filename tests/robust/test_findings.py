@@ -194,3 +194,13 @@ def test_embeddings_whose_parts_are_no_arrays(tmp_path):
             archive.writestr(f"{name}.npy", b"\x93NUMPY\x01\0\x04\0{'a'")
     with pytest.raises(ValueError, match="x.npz: no embeddings .* wrote, or damaged"):
         read_embeddings(tmp_path / "x.npz")
+
+
+def test_a_line_of_an_index_that_nests_without_end(tmp_path):
+    fill(tmp_path / "i", store="memory")
+    lines = tmp_path / "i/memory/rows.jsonl"
+    data = lines.read_bytes()
+    at = data.index(b'"0.png"')
+    lines.write_bytes(data[:at] + b"[" * 100_000 + data[at:])
+    with pytest.raises(StoreError, match="memory is damaged .*recursion"):
+        Index.open(tmp_path / "i")

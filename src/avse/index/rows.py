@@ -99,7 +99,7 @@ class Rows:
                 raise ValueError(f"{self.file(_LINES).name} has {self.count} rows of {self._state['rows']}")
             if size < self.count * self.row_bytes:
                 raise ValueError(f"{self.file(_BLOCKS).name} has {size} bytes of {self.count * self.row_bytes}")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             raise StoreError(f"{self._folder} is damaged ({error}): make the index anew (--force)") from error
 
     def file(self, name: str, later: int = 0) -> Path:
