@@ -16,7 +16,7 @@ from robust_kit import fault, mutated
 from robust_loaders import LOADERS
 
 ASKED = int(os.environ.get("AVSE_FUZZ_EXAMPLES", "0"))
-SHORT, LONG = 2.5, 60.0
+SHORT, LONG = 2.5, 45.0
 """Seconds of all loaders together in `make test` and in `make test-all`."""
 
 
