@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from typing import Any, Generic, TypeVar
@@ -45,7 +46,8 @@ class Ahead(Generic[_T]):
     def close(self) -> None:
         """End the thread."""
         self._closed.set()
-        self._thread.join()
+        if not sys.is_finalizing():  # then it is stopped already, and from Python 3.13 on never ends
+            self._thread.join()
 
     def __del__(self) -> None:
         """End the thread."""
