@@ -217,7 +217,7 @@ def _unpickle(path: Path) -> Any:
         named = re.search(r"GLOBAL ([\w.]+)", text)
         if named:
             raise CheckpointError(
-                f"{path} is refused and nothing of it was run: it names {named[1]}, and beside tensors and plain "
+                f"{path} is refused and nothing of it was run: it names {named[1][:80]}, and beside tensors and plain "
                 "values only argparse.Namespace is read; a file of a trusted source can be saved again without it"
             ) from error
         why = "a pickle with instructions that are not allowed" if "Weights only load failed" in text else text

@@ -1,6 +1,8 @@
 """What the neighbours of valid files once brought to light, each as the shortest file that did it."""
 
+import io
 import json
+import tarfile
 import zipfile
 import zlib
 
@@ -204,3 +206,46 @@ def test_a_line_of_an_index_that_nests_without_end(tmp_path):
     lines.write_bytes(data[:at] + b"[" * 100_000 + data[at:])
     with pytest.raises(StoreError, match="memory is damaged .*recursion"):
         Index.open(tmp_path / "i")
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        '{"x-000000.tar": [Infinity, 0, 1, []]}',
+        '{"\\ud800": [10240, 1, 1, []]}',
+        '{"x-000000.tar": ' + "[" * 100_000,
+    ],
+)
+def test_counts_of_shards_that_are_damaged_are_made_anew(tmp_path, kept):
+    with tarfile.open(tmp_path / "x-000000.tar", "w") as tar:
+        for name, data in (("a.jpg", b"no picture yet"), ("a.txt", b"a dog")):
+            facts = tarfile.TarInfo(name)
+            facts.size = len(data)
+            tar.addfile(facts, io.BytesIO(data))
+    (tmp_path / ".avse-shards.json").write_text(kept)
+    assert PairShards.open(tmp_path).num_images == 1
+    assert json.loads((tmp_path / ".avse-shards.json").read_text()).keys() == {"x-000000.tar"}
+
+
+@pytest.mark.parametrize("change", [{"version": "a\nb"}, {"model": "\ud800"}, {"format": "x" * 9000}])
+def test_a_manifest_of_an_index_that_says_odd_things(tmp_path, change):
+    fill(tmp_path / "i", store="memory")
+    path = tmp_path / "i/index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(StoreError) as error:
+        Index.open(tmp_path / "i")
+    assert len(str(error.value)) < 600 and "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize("payload", [b"7", b"[" * 100_000])
+def test_a_payload_of_another_kind_with_a_right_checksum(tmp_path, payload):
+    fill(tmp_path / "i", store="memory")
+    lines = tmp_path / "i/memory/rows.jsonl"
+    first, rest = lines.read_bytes().split(b"\n", 1)
+    text = first[9 : first.index(b" {")] + b" " + payload.ljust(len(first) - first.index(b" {") - 1)
+    lines.write_bytes(b"%08x %s\n" % (zlib.crc32(text), text) + rest)
+    state = json.loads((tmp_path / "i/memory/state.json").read_text())
+    state["journal_bytes"] = lines.stat().st_size
+    (tmp_path / "i/memory/state.json").write_text(json.dumps(state))
+    with Index.open(tmp_path / "i") as index, pytest.raises(StoreError, match=r"entry .*0\.png.* is damaged"):
+        list(index.entries())

@@ -294,9 +294,10 @@ def _kept_counts(folder: Path) -> dict[str, Shard]:
         kept = {}
         for name, (size, changed, count, skipped) in json.loads((folder / COUNTS).read_text("utf-8")).items():
             bad = tuple((int(number), str(key), str(why)) for number, key, why in skipped)
+            name.encode()
             kept[name] = Shard(folder / name, int(size), int(changed), int(count), bad)
         return kept
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return {}
 
 

@@ -78,10 +78,10 @@ def from_json(found: Any, place: str) -> Manifest:
     """
     try:
         if found["format"] != FORMAT:
-            raise ValueError(f"format {found['format']!r}, not {FORMAT!r}")
+            raise ValueError(f"format {found['format']!r:.80}, not {FORMAT!r}")
         if found["version"] != VERSION:
             raise StoreError(
-                f"{place} has format version {found['version']}, this avse reads {VERSION}: use the avse that made it, "
+                f"{place} has format version {found['version']!r:.80}, this avse reads {VERSION}: use the avse that made it, "
                 "or make the index anew (--force)"
             )
         return _checked(found)
@@ -117,4 +117,5 @@ def _checked(found: dict[str, Any]) -> Manifest:
     for key in ("model", "source"):
         if not isinstance(found[key], (str, type(None))):
             raise TypeError(f"{key} {found[key]!r}")
+        (found[key] or "").encode()
     return Manifest(found["store"], layout, found["model"], found["fingerprint"], found["source"], shards, replicas)

@@ -265,8 +265,9 @@ class Rows:
             if _is_whole(line):
                 text = line.decode()
                 name, end = _decode(text, _ID_AT)
-                return Row(number, name, _decode(text, end + 1)[0], int(text[9:17], 16))
-        except (ValueError, IndexError):
+                if isinstance(payload := _decode(text, end + 1)[0], dict):
+                    return Row(number, name, payload, int(text[9:17], 16))
+        except (ValueError, IndexError, RecursionError):
             pass
         return self._damage(line[_ID_AT:80].decode("utf-8", "backslashreplace"), "its line has another checksum")
 
