@@ -81,8 +81,8 @@ def from_json(found: Any, place: str) -> Manifest:
             raise ValueError(f"format {found['format']!r:.80}, not {FORMAT!r}")
         if found["version"] != VERSION:
             raise StoreError(
-                f"{place} has format version {found['version']!r:.80}, this avse reads {VERSION}: use the avse that made it, "
-                "or make the index anew (--force)"
+                f"{place} has format version {found['version']!r:.80}, this avse reads {VERSION}: use the avse that "
+                "made it, or make the index anew (--force)"
             )
         return _checked(found)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
