@@ -326,8 +326,7 @@ def apply_preset(recipe: Recipe, name: str) -> Recipe:
         if isinstance(widths.get(key), str):
             chosen = widths.get("embed_dim", model.embed_dim)
             widths[key] = chosen if key == "block_width" else words[widths[key]]
-    changed: Recipe = parse(Recipe, _merge(recipe.model_dump(), changes))
-    return changed
+    return parse(Recipe, _merge(recipe.model_dump(), changes))
 
 
 def load_recipe(
@@ -368,8 +367,8 @@ def change(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
 
 def shipped_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
-    folder = resources.files("avse") / "recipes"
-    return sorted(p.name[: -len(".yaml")] for p in folder.iterdir() if p.name.endswith(".yaml"))
+    names = [path.name for path in (resources.files("avse") / "recipes").iterdir()]
+    return sorted(name[: -len(".yaml")] for name in names if name.endswith(".yaml"))
 
 
 def parse(section: type[Any], values: dict[str, Any]) -> Any:
@@ -377,7 +376,8 @@ def parse(section: type[Any], values: dict[str, Any]) -> Any:
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(section, item) for item in error.errors())) from None
+        told = [_explain(section, item) for item in error.errors()]
+        raise ConfigError("; ".join([*told[:8], *[f"and {len(told) - 8} more"] * (len(told) > 8)])) from None
 
 
 def to_yaml(section: BaseModel) -> str:

@@ -19,6 +19,7 @@ from avse.data.shards import PairShards, ShardError
 from avse.encoders import EncoderError, TextEncoder
 from avse.encoders.base import transformer_config
 from avse.index import Index, StoreError
+from avse.index.segments import ROWS, Segments
 from avse.rankings import RankingsError, load_rankings
 from avse.rowstore import RowStore
 from avse.trainer.record import read_run
@@ -249,3 +250,16 @@ def test_a_payload_of_another_kind_with_a_right_checksum(tmp_path, payload):
     (tmp_path / "i/memory/state.json").write_text(json.dumps(state))
     with Index.open(tmp_path / "i") as index, pytest.raises(StoreError, match=r"entry .*0\.png.* is damaged"):
         list(index.entries())
+
+
+def test_settings_of_which_nearly_all_are_wrong_are_not_all_told():
+    with pytest.raises(ConfigError, match="; and 12 more$") as error:
+        parse(ModelConfig, {f"key{number}": 1 for number in range(20)})
+    assert str(error.value).count("key") < 20
+
+
+@pytest.mark.parametrize("segments", ["[[Infinity, Infinity]]", "[" * 100_000])
+def test_a_table_of_int8_copies_that_is_damaged_counts_as_none(tmp_path, segments):
+    (tmp_path / "v").write_bytes(bytes(4 * 8 * ROWS))
+    (tmp_path / "t").write_text(f'{{"rows": {ROWS}, "segments": {segments}}}')
+    assert not Segments(tmp_path / "v", tmp_path / "t", (4, 8))._entries

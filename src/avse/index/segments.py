@@ -35,7 +35,7 @@ class Segments:
             found = json.loads(table.read_text("utf-8"))
             fits = found["rows"] == self._rows and values.stat().st_size >= len(found["segments"]) * self._bytes
             self._entries = [(float(step), int(crc)) for step, crc in found["segments"]] if fits else []
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
             pass
         self._mapped = self._map()
 
