@@ -2,8 +2,7 @@
 
 A recipe is one YAML file with the sections `model`, `data`, `train`; `base` names another that it stands on. An unknown
 key is an error that suggests the nearest name. Presets are differences against the defaults: the baselines are presets
-of the same parts.
-This module knows no torch and reads no picture.
+of the same parts. This module knows no torch and reads no picture.
 """
 
 from __future__ import annotations

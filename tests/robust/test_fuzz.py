@@ -17,7 +17,7 @@ from robust_loaders import LOADERS
 
 ASKED = int(os.environ.get("AVSE_FUZZ_EXAMPLES", "0"))
 SHORT, LONG = 2.5, 45.0
-"""Seconds of all loaders together in `make test` and in `make test-all`."""
+"""Seconds of all loaders together in `make test` and in `make test-all`, by the estimate of each."""
 
 
 def examples(name, seconds):

@@ -62,6 +62,10 @@ def run(args: argparse.Namespace) -> int:
     """
     _check(args)
     common.prepare_process()
+    if args.to in _FOLDERS:
+        from avse.export import check_folder
+
+        check_folder(args.out, args.to, args.force, args.source)  # before anything is loaded
     row: dict[str, Any] = {"out": args.out or args.source}
     if args.to:
         row = {"format": args.to, **row, **_WRITERS[args.to](args)}
@@ -116,7 +120,7 @@ def _check(args: argparse.Namespace) -> None:
         )
     if not indexed and args.to not in _FOLDERS and Path(args.source).is_dir():
         raise common.MisuseError(
-            f"{args.source} is no index, and --to {args.to} takes one: avse index PICTURES --model {args.source} --out "
+            f"{args.source} is no index, and --to {args.to} takes one: avse index PICTURES --model MODEL --out "
             "NAME.avse makes it"
         )
 
@@ -124,6 +128,7 @@ def _check(args: argparse.Namespace) -> None:
 def _onnx(args: argparse.Namespace) -> dict[str, Any]:
     from avse.export.onnx import check_packages, export_onnx
 
+    model = common.load_model(args.source, "cpu")
     check_packages()
     data = None
     if args.data:
@@ -132,7 +137,7 @@ def _onnx(args: argparse.Namespace) -> dict[str, Any]:
         data = load_dataset(args.data, split=args.split or "test")
         common.tell(data)
     print("tracing both encoders, which takes a while", file=sys.stderr)
-    return export_onnx(common.load_model(args.source, "cpu"), args.out, int8=args.int8, data=data, force=args.force)
+    return export_onnx(model, args.out, int8=args.int8, data=data, force=args.force)
 
 
 def _sentence_transformers(args: argparse.Namespace) -> dict[str, Any]:

@@ -218,7 +218,7 @@ def define_gru() -> None:
 
     @torch.library.custom_op("avse::bigru", mutates_args=())
     def bigru(x: Tensor, inputs: Tensor, states: Tensor, biases: Tensor, lengths: Tensor, hidden: int) -> Tensor:
-        raise NotImplementedError("avse::bigru stands for ONNX's GRU in a graph and is not run")
+        raise ExportError("avse::bigru stands for ONNX's GRU in a graph; the text encoder itself computes it")
 
     @bigru.register_fake
     def _(x: Tensor, inputs: Tensor, states: Tensor, biases: Tensor, lengths: Tensor, hidden: int) -> Tensor:
