@@ -8,7 +8,9 @@ CONSTRAINTS ?= constraints.txt
 # A part of the tests: make test TESTS=tests/scoring.
 TESTS ?=
 STAMP := $(VENV)/.ready
-PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist worksteal
+# Bytecode is kept and no plugin is loaded but the one named: else each process compiles half a thousand files anew.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 OMP_NUM_THREADS=1 \
+	TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -p xdist -n 2 --dist worksteal
 
 AXE := node_modules/axe-core/axe.min.js
 
@@ -35,7 +37,7 @@ test-all: setup
 
 # Lines and branches of every file, by all tests; fails where a file is below the limit without a reason.
 coverage: setup
-	$(PYTEST) --cov --cov-report=json:.coverage.json
+	$(PYTEST) -p pytest_cov --cov --cov-report=json:.coverage.json
 	$(BIN)/python tests/coverage_by_file.py .coverage.json
 
 # For the tests of the page: Debian's Chromium (as root) and axe-core; those tests are skipped without, and say so.

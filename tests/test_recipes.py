@@ -131,7 +131,13 @@ def as_options(settings: dict[str, object]) -> list[str]:
     return [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
 
 
-@pytest.mark.parametrize("name", shipped_recipes())
+def in_turn(name):
+    """Ensembles in `make test-all`, but one: their members are trained as the recipe of one is."""
+    rest = name.endswith("-ensemble") and name != "flickr30k-butd-bigru-ensemble"
+    return pytest.param(name, marks=pytest.mark.slow if rest else ())
+
+
+@pytest.mark.parametrize("name", map(in_turn, shipped_recipes()))
 def test_two_steps_of_a_recipe(name, world, tmp_path, capsys):
     changes, out = shrunk(name, world, tmp_path), tmp_path / "run"
     assert main(["train", "--config", name, *changes, "--out", str(out)]) == 0

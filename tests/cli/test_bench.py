@@ -34,6 +34,7 @@ def in_this_process(monkeypatch):
         monkeypatch.setattr(module, "in_process", call)
     monkeypatch.setattr(training, "keep_freed_memory", lambda: True)
     monkeypatch.setattr(limits, "_WORK", 1.0)
+    monkeypatch.setattr(limits, "SHAPES", ((32, 16, 24), (24, 16, 32), (32, 32, 32)))
 
 
 def test_scoring(avse, tmp_path, in_this_process):

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sentence_transformers import MultiVectorEncoder
 
 from avse import files
 from avse.cli import main
@@ -37,9 +36,15 @@ def folder(model, tmp_path_factory) -> Path:
     return root / "out"
 
 
+def load(folder, trust_remote_code=True):
+    from sentence_transformers import MultiVectorEncoder
+
+    return MultiVectorEncoder(str(folder), trust_remote_code=trust_remote_code, device="cpu")
+
+
 @pytest.fixture(scope="module")
-def encoder(folder) -> MultiVectorEncoder:
-    return MultiVectorEncoder(str(folder), trust_remote_code=True, device="cpu")
+def encoder(folder):
+    return load(folder)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +77,7 @@ def test_pictures_come_as_paths_pillow_images_arrays_and_dicts(encoder, pictures
 
 def test_saved_again_it_is_the_same(encoder, tmp_path):
     encoder.save_pretrained(str(tmp_path / "again"), create_model_card=False)
-    again = MultiVectorEncoder(str(tmp_path / "again"), trust_remote_code=True, device="cpu")
+    again = load(tmp_path / "again")
     for one, other in zip(again.encode_query(TEXTS), encoder.encode_query(TEXTS)):
         assert torch.equal(one, other)
 
@@ -83,7 +88,7 @@ def test_what_would_be_wrong_is_refused(encoder, folder, pictures):
     with pytest.raises(ValueError, match="multiple modalities|one call takes"):
         encoder.encode_query(["a dog", str(pictures[0])])
     with pytest.raises(ValueError, match="trust_remote_code"):
-        MultiVectorEncoder(str(folder))
+        load(folder, trust_remote_code=False)
     regions = {"image_encoder": {"source": "regions", "width": 4}, "num_views": 1, "embed_dim": 8, "block_width": 8}
     text = {"text_encoder": {"source": "bigru", "vectors": None, "hidden": 8}}
     with pytest.raises(ExportError, match="reads features made beforehand"):

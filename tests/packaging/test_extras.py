@@ -17,7 +17,6 @@ tomllib = pytest.importorskip("tomllib", reason="Python 3.11 and later read TOML
 ROOT = Path(__file__).parents[2]
 SRC = ROOT / "src" / "avse"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-TREES = {path.relative_to(SRC).as_posix(): ast.parse(path.read_text("utf-8")) for path in sorted(SRC.rglob("*.py"))}
 FOR_DEVELOPERS = {"dev", "docs"}
 
 IMPORTED_AS = {
@@ -83,28 +82,30 @@ def imports(tree: ast.AST) -> list[tuple[str, str | None]]:
     return seen
 
 
-USED = {name: imports(tree) for name, tree in TREES.items()}
+@pytest.fixture(scope="module")
+def used_in(trees):
+    return {name: imports(tree) for name, tree in trees.items()}
 
 
-def test_what_is_imported_is_declared():
-    for name, used in USED.items():
+def test_what_is_imported_is_declared(used_in):
+    for name, used in used_in.items():
         unknown = {what for what, _ in used} - CORE - OPTIONAL
         assert not unknown, f"{name} imports {unknown}: no dependency, no extra"
 
 
-def test_what_is_declared_is_used():
+def test_what_is_declared_is_used(trees, used_in):
     mentioned = {
         package(node.value)
-        for tree in TREES.values()
+        for tree in trees.values()
         for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier()
     }
-    used = {what for each in USED.values() for what, _ in each} | mentioned | set(UNSEEN)
+    used = {what for each in used_in.values() for what, _ in each} | mentioned | set(UNSEEN)
     assert not (CORE | OPTIONAL) - used, "declared, and never used"
 
 
-def test_an_optional_import_names_its_extra():
-    for name, used in USED.items():
+def test_an_optional_import_names_its_extra(used_in):
+    for name, used in used_in.items():
         guards = {extra for _, extra in used if extra}
         for what, extra in used:
             if what not in OPTIONAL or name in BEHIND or name.split("/")[0] in BEHIND:
@@ -124,8 +125,8 @@ def test_every_extra_that_is_named_is_there():
             assert extra in EXTRAS, f"{path}: no extra {extra!r}"
 
 
-def test_no_pip_line_but_through_extras():
-    for name, tree in TREES.items():
+def test_no_pip_line_but_through_extras(trees):
+    for name, tree in trees.items():
         if name == "extras.py":
             continue
         for node in ast.walk(tree):

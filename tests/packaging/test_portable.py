@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
-
-SRC = Path(__file__).parents[2] / "src" / "avse"
-TREES = {path.relative_to(SRC).as_posix(): ast.parse(path.read_text("utf-8")) for path in sorted(SRC.rglob("*.py"))}
 
 MODULES = {"fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios", "tty"}
 CALLS = {
@@ -86,11 +82,12 @@ def found(tree: ast.AST) -> list[tuple[str, bool]]:
     return seen
 
 
-def test_posix_only_calls_stand_in_guarded_places():
-    bare = {(name, what) for name, tree in TREES.items() for what, guarded in found(tree) if not guarded}
+def test_posix_only_calls_stand_in_guarded_places(trees):
+    calls = {(name, what, guarded) for name, tree in trees.items() for what, guarded in found(tree)}
+    bare = {(name, what) for name, what, guarded in calls if not guarded}
     assert bare == set(ELSEWHERE), f"unguarded: {bare - set(ELSEWHERE)}, no longer there: {set(ELSEWHERE) - bare}"
     assert {"fcntl", "os.preadv", "os.sched_getaffinity", "os.memfd_create", "malloc_trim", "/proc"} <= {
-        what for tree in TREES.values() for what, guarded in found(tree) if guarded
+        what for _, what, guarded in calls if guarded
     }, "the search finds what is known to be there"
 
 
@@ -138,21 +135,21 @@ def text_without_encoding(call: ast.Call) -> bool:
     return False
 
 
-def test_text_is_read_and_written_in_a_named_encoding():
+def test_text_is_read_and_written_in_a_named_encoding(trees):
     lines = [
         f"{name}:{node.lineno}"
-        for name, tree in TREES.items()
+        for name, tree in trees.items()
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and text_without_encoding(node)
     ]
     assert not lines, f"on Windows the encoding is another; say which: {', '.join(lines)}"
 
 
-def test_names_in_files_are_posix_paths():
+def test_names_in_files_are_posix_paths(trees):
     """What goes into manifests, ids and payloads is written with /: str() of a relative path is not."""
     lines = [
         f"{name}:{node.lineno}"
-        for name, tree in TREES.items()
+        for name, tree in trees.items()
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Name)
