@@ -148,11 +148,11 @@ def test_what_cannot_be_read_is_set_aside_with_the_same_reason(todo, tmp_path, s
 def test_a_stuck_or_deadly_picture_is_set_aside_and_the_rest_goes_on(todo, trouble, started):
     path = todo[0][1]
     mixed = [("crash 1", path), *todo[:3], ("stuck", path), *todo[3:6], ("crash 2", path), ("odd", path), *todo[6:]]
-    items = [item for batch in embed_files(PixelEncoder(), mixed, batch_size=3, workers=2, timeout=5) for item in batch]
+    items = [item for batch in embed_files(PixelEncoder(), mixed, batch_size=3, workers=2, timeout=3) for item in batch]
     assert sorted(names(items)) == sorted(dict(mixed))
     reasons = {item.name: item.reason for item in items if isinstance(item, Skipped)}
     assert reasons == {
-        "stuck": "not read within 5 s",
+        "stuck": "not read within 3 s",
         "crash 1": "the process that read it died (SIGSEGV)",
         "crash 2": "the process that read it died (SIGSEGV)",
         "odd": "KeyError: 'odd'",

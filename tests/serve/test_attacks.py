@@ -383,7 +383,7 @@ def test_broken_http(server, clean):
         404)),
         (head("GET", b"/healthz", b"Upgrade: websocket", b"Connection: Upgrade"), (200, 400)),
     ]:  # fmt: skip
-        answer = server.raw(data, finish=0 in statuses)
+        answer = server.raw(data, finish=0 in statuses, timeout=3.0)
         assert status(answer) in statuses, (data[:60], answer[:200])
         clean(answer)
     server.lives()

@@ -199,7 +199,7 @@ def collapsing(train, tiny_vit_folder, tiny_bert_folder, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("blocks", [(16, 8), (64, 32)])
+@pytest.mark.parametrize("blocks", [(16, 8), pytest.param((64, 32), marks=pytest.mark.slow)])
 def test_a_real_start_is_no_alarm_though_its_vectors_are_nearly_parallel(collapsing, blocks):
     told, spreads = collapsing(60, lr=5e-4, hardest=False, blocks=blocks)
     assert told == [] and spreads[0][0] < 0.05
