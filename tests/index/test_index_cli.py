@@ -247,6 +247,7 @@ def test_info_and_verify(tmp_path, out, pictures, saved_model, store, capsys):
     (out / "index.json").write_text("{")
     assert main(["verify", str(out)]) == 1 and "damaged" in capsys.readouterr().out
     assert "neither an index nor a model" in _fails(capsys, "verify", pictures)
+    assert f"{out.parent} is neither" in (told := _fails(capsys, "verify", out.parent)) and f"verify {out} ins" in told
 
 
 def test_verify_lists_every_damage_of_a_model_folder(tmp_path, capsys):

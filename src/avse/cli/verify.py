@@ -48,7 +48,9 @@ def _damages(path: str) -> Iterator[str]:
     elif (Path(path) / MANIFEST).exists():
         yield from map(str, find_damages(path, foreign=True))
     else:
-        raise ValueError(f"{path} is neither an index nor a model folder of avse (no index.json, no {MANIFEST})")
+        held = [str(one) for one in sorted(Path(path).glob("*")) if is_index(one) or (one / MANIFEST).exists()]
+        inside = f": verify {', '.join(held)} inside it" if held else f" (no index.json, no {MANIFEST})"
+        raise ValueError(f"{path} is neither an index nor a model folder of avse{inside}")
 
 
 def _index_damages(path: str) -> Iterator[str]:
