@@ -41,7 +41,8 @@ def use(place: Path) -> object:
         said = list(index.verify())
         list(index.entries())
         index.facts()
-        return said, index.search(embedding=unit(1, 2, 8)[0], where="n >= 0 or word = a or tags = a", k=3)
+        query = unit(1, 2, min(index._manifest.layout.block_width, 64))[0]
+        return said, index.search(embedding=query, where="n >= 0 or word = a or tags = a", k=3)
 
 
 def restore(whole: Path, place: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 import zipfile
 import zlib
@@ -15,6 +16,7 @@ from avse.calibration import Calibration, CalibrationError
 from avse.cli.runs import flat, row_of
 from avse.config import ConfigError, ModelConfig, change, load_recipe, parse
 from avse.data import load_dataset
+from avse.data.debian import DebianError, unpack_package
 from avse.data.shards import PairShards, ShardError
 from avse.encoders import EncoderError, TextEncoder
 from avse.encoders.base import transformer_config
@@ -179,6 +181,24 @@ def test_a_list_of_no_shards(tmp_path):
     assert str(tmp_path) in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["a\nb", "x" * 9000, "a\\b", "../a"])
+def test_a_list_of_shards_with_names_of_none(tmp_path, name):
+    shard = {"name": name, "count": 1, "bytes": 10240, "sha256": "0" * 64}
+    (tmp_path / "shards.json").write_text(json.dumps({"shards": [shard], "counts": {"pairs": 1}}))
+    with pytest.raises(ShardError, match="expected names of shards in its folder") as error:
+        PairShards.open(tmp_path)
+    assert len(str(error.value)) < 400 and "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(shutil.which("dpkg") is None, reason="a machine of Debian")
+def test_a_package_of_which_dpkg_says_no_utf8(tmp_path):
+    """dpkg repeats a damaged header's bytes as they are."""
+    header = b"debian-binary   17.5795389  0     0     100644  \xd9         `\n"
+    (tmp_path / "x.deb").write_bytes(b"!<arch>\n" + header + b"2.0\n")
+    with pytest.raises(DebianError, match="dpkg -x x.deb failed"):
+        unpack_package(tmp_path / "x.deb", tmp_path)
+
+
 def test_an_endless_id_is_cut_in_the_message(tmp_path):
     (tmp_path / "id_mapping.json").write_text('{"1": "a.png"}')
     (tmp_path / "test_ids.txt").write_text("x" * 200_000 + "\n")
@@ -228,11 +248,24 @@ def test_counts_of_shards_that_are_damaged_are_made_anew(tmp_path, kept):
     assert json.loads((tmp_path / ".avse-shards.json").read_text()).keys() == {"x-000000.tar"}
 
 
-@pytest.mark.parametrize("change", [{"version": "a\nb"}, {"model": "\ud800"}, {"format": "x" * 9000}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(
+            {"version": "a\nb"},
+            {"model": "\ud800"},
+            {"format": "x" * 9000},
+            {"replicas": "a\nb"},
+            {"fingerprint": "a\nb"},
+        ),
+        *({"num_image_blocks": True}, {"fingerprint": "x" * 9000}, {"source": "x" * 9000}, {"store": ["x" * 9000]}),
+        "[" * 100_000,
+    ],
+)
 def test_a_manifest_of_an_index_that_says_odd_things(tmp_path, change):
     fill(tmp_path / "i", store="memory")
     path = tmp_path / "i/index.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    path.write_text(change if isinstance(change, str) else json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(StoreError) as error:
         Index.open(tmp_path / "i")
     assert len(str(error.value)) < 600 and "\n" not in str(error.value) and str(tmp_path) in str(error.value)

@@ -69,7 +69,9 @@ def _run(step: str, command: list[str], folder: Path, limit_s: int) -> None:
     if shutil.which(command[0]) is None:
         raise DebianError(f"{command[0]} is not on this machine (it is part of Debian and Ubuntu)")
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", timeout=limit_s, check=False)
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, encoding="utf-8", errors="replace", timeout=limit_s, check=False
+        )
     except subprocess.TimeoutExpired as error:
         raise DebianError(f"{step} was not done after {limit_s} s") from error
     if done.returncode != 0:

@@ -265,9 +265,10 @@ def _listed(folder: Path) -> tuple[Shard, ...]:
     shards = []
     for said in info["shards"]:
         fields(said, {"name": str, "count": int, "bytes": int, "sha256": str}, f"{folder / INFO}: a shard")
-        if said["name"] != Path(said["name"]).name or "\\" in said["name"]:
-            raise ShardError(folder / INFO, "names of shards in its folder", repr(said["name"]))
-        path = folder / said["name"]
+        name = said["name"]
+        if name != Path(name).name or "\\" in name or not name.isprintable() or len(name) > 255:
+            raise ShardError(folder / INFO, "names of shards in its folder", f"{name!r:.80}")
+        path = folder / name
         if (size := path.stat().st_size if path.is_file() else None) != said["bytes"]:
             raise ShardError(path, f"{said['bytes']:,} bytes", "no such file" if size is None else f"{size:,} bytes")
         shards.append(Shard(path, size, path.stat().st_mtime_ns, said["count"], sha256=said["sha256"]))

@@ -34,9 +34,9 @@ def check_model(place: str, manifest: Manifest, model: Encoder) -> Encoder:
     """
     if model.fingerprint != manifest.fingerprint:
         raise ValueError(
-            f"{place} was made with the model of fingerprint {manifest.fingerprint} (folder {manifest.model}), this "
-            f"one ({model.folder}) has {model.fingerprint}: give the former as model= / --model, or make the index "
-            "anew with force=True / --force"
+            f"{place} was made with the model of fingerprint {manifest.fingerprint:.100} (folder "
+            f"{manifest.model!r:.300}), this one ({model.folder}) has {model.fingerprint}: give the former as model= / "
+            "--model, or make the index anew with force=True / --force"
         )
     return model
 
@@ -49,9 +49,9 @@ def find_encoder(home: Home, manifest: Manifest, given: Path | None) -> Encoder:
     """
     folder = given or (None if manifest.model is None else home.resolve(manifest.model))
     if folder is None or not folder.is_dir():
-        why = "its model was never saved" if folder is None else f"there is no model folder {folder}"
+        why = "its model was never saved" if folder is None else f"there is no model folder {str(folder)!r:.300}"
         raise ValueError(
             f"{home}: {why}: give its model as model= / --model DIR; without one only embedding= works "
-            f"(fingerprint {manifest.fingerprint})"
+            f"(fingerprint {manifest.fingerprint:.100})"
         )
     return check_model(str(home), manifest, load_encoder(folder))

@@ -18,6 +18,8 @@ NAME = "index.json"
 FORMAT = "avse-index"
 VERSION = 2
 STORES = ("embedded", "memory", "server")
+_LONG = 4096
+"""Characters of a path or a fingerprint at most."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise StoreError(f"{folder} is not an index: it has no {NAME}")
     try:
         return from_json(json.loads((folder / NAME).read_text("utf-8")), str(folder))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{folder / NAME} is damaged ({error}): make the index anew (--force)") from error
 
 
@@ -105,17 +107,15 @@ def relative_folder(target: Path, folder: Path) -> str:
 def _checked(found: dict[str, Any]) -> Manifest:
     layout = Layout(found["side"], *(found[key] for key in ("num_image_blocks", "num_text_blocks", "block_width")))
     if layout.side not in ("images", "texts") or found["store"] not in STORES:
-        raise ValueError(f"side {layout.side!r}, store {found['store']!r}")
-    shards, replicas = found["shards"], found["replicas"]
+        raise ValueError(f"side {layout.side!r:.80}, store {found['store']!r:.80}")
+    shards, replicas, fingerprint = found["shards"], found["replicas"], found["fingerprint"]
     for size in (*layout.document, *layout.query, shards, replicas):
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(
-                f"block counts and width {layout.document}, {layout.query}, shards {shards}, replicas {replicas}"
-            )
-    if not isinstance(found["fingerprint"], str):
-        raise TypeError(f"fingerprint {found['fingerprint']!r}")
+        if type(size) is not int or size < 1:
+            raise ValueError(f"a number of blocks, shards or replicas, or a width, of {size!r:.80}")
+    if not isinstance(fingerprint, str) or len(fingerprint) > _LONG or not fingerprint.isprintable():
+        raise TypeError(f"fingerprint {fingerprint!r:.80}")
     for key in ("model", "source"):
-        if not isinstance(found[key], (str, type(None))):
-            raise TypeError(f"{key} {found[key]!r}")
+        if not isinstance(found[key], (str, type(None))) or len(found[key] or "") > _LONG:
+            raise TypeError(f"{key} {found[key]!r:.80}")
         (found[key] or "").encode()
-    return Manifest(found["store"], layout, found["model"], found["fingerprint"], found["source"], shards, replicas)
+    return Manifest(found["store"], layout, found["model"], fingerprint, found["source"], shards, replicas)
