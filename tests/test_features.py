@@ -238,9 +238,16 @@ def test_killed_runs_never_leave_a_wrong_row(tmp_path, tiny_vit_folder, encoder)
     paths = sorted((tmp_path / "p").glob("*.png"))
     paths[31].write_bytes(b"no picture")
     whole = grids(tmp_path / "whole", encoder, paths, batch_size=2)
-    for delay in (0.15, 0.25, 0.1):
+
+    def kept():
+        return sum(path.stat().st_size for path in (tmp_path / "cut").rglob("journal.txt"))
+
+    for delay in (0.1, 0.15, 0.05):
         process = warm.Run(KILLED, tiny_vit_folder, tmp_path / "p", tmp_path / "cut")
         process.wait_for("ready\n")
+        before = kept()
+        while kept() == before and process.poll() is None:
+            time.sleep(0.002)
         time.sleep(delay)
         process.kill()
         process.communicate()

@@ -132,3 +132,12 @@ def environment():
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+def test_a_small_graph_finds_what_the_scan_finds(monkeypatch):
+    monkeypatch.setattr(stores, "in_process", lambda threads, call, *arguments: call(*arguments))
+    monkeypatch.setattr(stores, "_ASKED", 4)
+    monkeypatch.setattr(stores, "_PART", 50)
+    [row] = stores.measure_graph(120, (2, 1, 8), k=3, runs=1)
+    assert (row["measure"], row["entries"], row["shape"], row["k"]) == ("graph", 120, [2, 1, 8], 3)
+    assert row["recall"] == 1.0 and row["seconds"] > 0 and row["exact_seconds"] > 0  # too few for a graph: all is read

@@ -77,6 +77,9 @@ def test_wrong_image_folders(tmp_path, rows, message):
 def test_metadata_that_datasets_cannot_read(tmp_path):
     root = image_folder(tmp_path / "set", [{"text": "x"}])
     (root / "metadata.jsonl").write_text("{")
+    with pytest.raises(ValueError, match=r"metadata.jsonl:1: not JSON"):
+        load_dataset(root)
+    (root / "metadata.jsonl").write_text('{"file_name": 3}')
     with pytest.raises(ValueError, match="set: no image folder that datasets can read"):
         load_dataset(root)
     with pytest.raises(ValueError, match="has no use here"):

@@ -1,6 +1,8 @@
 """The demo, whole, on forty small made scenes: its files, its figures, its reuse, its fallback."""
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,7 +57,7 @@ def test_the_index_holds_every_picture_and_agrees_with_the_model(demo):
         assert float(score[0, 0]) == pytest.approx(best.score, abs=5e-3)  # the index embeds float16 grids
 
 
-def test_a_second_run_reuses_what_is_there(demo, monkeypatch):
+def test_a_second_run_reuses_what_is_there(demo, monkeypatch, capsys):
     folder, report = demo
 
     def refuse(*args, **kwargs):
@@ -63,7 +65,14 @@ def test_a_second_run_reuses_what_is_there(demo, monkeypatch):
 
     monkeypatch.setattr("avse.experiment.Trainer", refuse)
     before = (folder / "run" / "model" / "model.safetensors").stat().st_mtime_ns
-    again = job.run_demo(folder / "run", folder / "data", scenes=True, epochs=1)
+    asked = ["demo", "--out", str(folder / "run"), "--data", str(folder / "data"), "--scenes", "--epochs", "1"]
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert main(asked) == 0
+    again = json.loads((folder / "run" / "report.json").read_text())
+    told = capsys.readouterr().out
+    assert told.startswith(table(again)) and f"report with pictures: {folder / 'run' / 'report.html'}" in told
+    first = told.split("try next:\n")[1].splitlines()[0]
+    assert first == f"  . {Path(sys.executable).parent / 'activate'}" and "  avse " in told
     assert again["systems"] == report["systems"] and again["differences"] == report["differences"]
     assert (folder / "run" / "model" / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(AssertionError, match="trained again"):

@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+import subprocess
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -197,6 +199,18 @@ def test_a_package_of_which_dpkg_says_no_utf8(tmp_path):
     (tmp_path / "x.deb").write_bytes(b"!<arch>\n" + header + b"2.0\n")
     with pytest.raises(DebianError, match="dpkg -x x.deb failed"):
         unpack_package(tmp_path / "x.deb", tmp_path)
+
+
+def test_metadata_on_which_pyarrow_ends_the_process(tmp_path):
+    """In a process of its own: pyarrow 26 reads this with a segmentation fault."""
+    pytest.importorskip("datasets")
+    line = '{"file_name": "b.png", "text": "two", "sp%s'
+    (tmp_path / "metadata.jsonl").write_text(
+        "null" + (line % "lit")[3:] + "\n" + line % "litnull" + "\n" + line % "null"
+    )
+    code = f"from avse.data import load_dataset\nload_dataset({str(tmp_path)!r})"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 1 and f"ValueError: {tmp_path / 'metadata.jsonl'}:1: not JSON" in ended.stderr
 
 
 def test_an_endless_id_is_cut_in_the_message(tmp_path):

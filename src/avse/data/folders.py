@@ -7,13 +7,14 @@ as a split. A column ``split`` says more than the folder's name. Nothing is fetc
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from avse.data.entries import ALIASES, Entry, Listing, add_captions, kind_of, picture_path, shown
+from avse.data.entries import ALIASES, Entry, Listing, add_captions, kind_of, picture_path, read_lines, shown
 from avse.extras import needs
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -60,6 +61,8 @@ def _image_folder(folder: Path, parts: list[str]) -> Iterator[Entry]:
     from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
     places = [folder / part for part in parts] or [folder]
+    for place in places:
+        _check_lines(place / "metadata.jsonl")
     with tempfile.TemporaryDirectory(prefix="avse-") as cache:
         try:
             patterns = {f"part{k}": [f"{_literal(place)}/**"] for k, place in enumerate(places)}
@@ -79,6 +82,17 @@ def _image_folder(folder: Path, parts: list[str]) -> Iterator[Entry]:
                         f"{where}: the picture {image['path']!r} leaves the folder: unpack or copy it there"
                     )
                 yield _entry(path.relative_to(real).as_posix(), where, parts[k] if parts else None, said, i)
+
+
+def _check_lines(path: Path) -> None:
+    """Refuse what is no JSON a line: on some of it the reader of datasets (pyarrow 26) ends the process."""
+    for number, line in enumerate(read_lines(path) if path.is_file() else (), 1):
+        try:
+            said = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}:{number}: not JSON ({error})") from error
+        if not isinstance(said, dict):
+            raise ValueError(f"{path}:{number}: an object is wanted, found {kind_of(said)}")
 
 
 def _rows(table: Any, where: str) -> Iterator[tuple[int, tuple[dict[str, Any], dict[str, Any]]]]:
