@@ -10,6 +10,7 @@ import zipfile
 import zlib
 
 import pytest
+from PIL import Image
 from robust_indexes import fill, use
 from robust_kit import fault
 from robust_records import write_rankings
@@ -149,6 +150,19 @@ def test_half_a_character_in_a_caption_is_named_by_line(tmp_path):
     (tmp_path / "captions.jsonl").write_text('{"image": "a.png", "captions": ["a \\ud800"]}')
     with pytest.raises(ValueError, match=r"captions.jsonl:1: half a character .*a .ud800"):
         load_dataset(tmp_path, split="all")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["file_name,text,split\na.png,one,train\n%s,two,\n" % ("b" * 5000), "file_name,te%s\na.png,one\n" % ("x" * 5000)],
+)
+def test_long_names_in_metadata_are_cut_in_messages(tmp_path, text):
+    pytest.importorskip("datasets")
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text(text)
+    with pytest.raises(ValueError, match="no split|one column of captions") as error:
+        load_dataset(tmp_path)
+    assert len(str(error.value)) < 800
 
 
 def test_long_values_are_cut_in_messages(tmp_path):

@@ -253,7 +253,7 @@ def fill_splits(path: Path, entries: list[Entry]) -> tuple[str, ...]:
         return ()
     if len(without) < len(entries):
         raise ValueError(
-            f"{without[0].where}: {without[0].image!r} names no split, as {len(without):,} of {len(entries):,} "
+            f"{without[0].where}: {without[0].image!r:.200} names no split, as {len(without):,} of {len(entries):,} "
             "images: name one for all of them or for none"
         )
     for entry in entries:

@@ -114,7 +114,7 @@ def _rows(table: Any, where: str) -> Iterator[tuple[int, tuple[dict[str, Any], d
 def _entry(image: str, where: str, part: str | None, said: dict[str, Any], row: int) -> Entry:
     texts = [name for name in _TEXTS if name in said]
     if len(texts) != 1:
-        raise ValueError(f"{where}: one column of {', '.join(_TEXTS)} is wanted, found {texts or sorted(said)}")
+        raise ValueError(f"{where}: one column of {', '.join(_TEXTS)} is wanted, found {texts or sorted(said)!s:.300}")
     value = said.pop(texts[0])
     own = value if isinstance(value, list) else [value]
     if not all(isinstance(text, str | None) for text in own):
