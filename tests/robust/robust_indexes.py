@@ -41,7 +41,7 @@ def use(place: Path) -> object:
         said = list(index.verify())
         list(index.entries())
         index.facts()
-        query = unit(1, 2, min(index._manifest.layout.block_width, 64))[0]
+        query = unit(*(min(size, 64) for size in index._manifest.layout.query))
         return said, index.search(embedding=query, where="n >= 0 or word = a or tags = a", k=3)
 
 

@@ -286,7 +286,13 @@ def test_counts_of_shards_that_are_damaged_are_made_anew(tmp_path, kept):
             {"replicas": "a\nb"},
             {"fingerprint": "a\nb"},
         ),
-        *({"num_image_blocks": True}, {"fingerprint": "x" * 9000}, {"source": "x" * 9000}, {"store": ["x" * 9000]}),
+        *(
+            {"num_image_blocks": True},
+            {"fingerprint": "x" * 9000},
+            {"source": "x" * 9000},
+            {"source": "a\0b"},
+            {"store": ["x" * 9000]},
+        ),
         "[" * 100_000,
     ],
 )

@@ -61,8 +61,8 @@ def _image_folder(folder: Path, parts: list[str]) -> Iterator[Entry]:
     from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
     places = [folder / part for part in parts] or [folder]
-    for place in places:
-        _check_lines(place / "metadata.jsonl")
+    for one in places:
+        _check_lines(one / "metadata.jsonl")
     with tempfile.TemporaryDirectory(prefix="avse-") as cache:
         try:
             patterns = {f"part{k}": [f"{_literal(place)}/**"] for k, place in enumerate(places)}

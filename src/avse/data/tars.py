@@ -125,7 +125,8 @@ def _opened(path: Path) -> Iterator[tarfile.TarFile]:
 
 def _files(tar: tarfile.TarFile, path: Path) -> Iterator[_File]:
     number, last = -1, ""
-    while (member := tar.next()) is not None:
+    # Python 3.10 seeks before the start of an archive that holds nothing.
+    while (member := tar.next() if tar.offset else None) is not None:
         tar.members.clear()  # type: ignore[attr-defined] # it would keep every header
         match = _NAME.fullmatch(member.name)
         if match and member.isreg() and not _META.match(member.name):

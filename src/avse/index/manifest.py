@@ -115,7 +115,7 @@ def _checked(found: dict[str, Any]) -> Manifest:
     if not isinstance(fingerprint, str) or len(fingerprint) > _LONG or not fingerprint.isprintable():
         raise TypeError(f"fingerprint {fingerprint!r:.80}")
     for key in ("model", "source"):
-        if not isinstance(found[key], (str, type(None))) or len(found[key] or "") > _LONG:
+        if not isinstance(found[key], (str, type(None))) or len(found[key] or "") > _LONG or "\0" in (found[key] or ""):
             raise TypeError(f"{key} {found[key]!r:.80}")
         (found[key] or "").encode()
     return Manifest(found["store"], layout, found["model"], fingerprint, found["source"], shards, replicas)
