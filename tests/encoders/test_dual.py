@@ -254,7 +254,7 @@ def test_blocks(family, pair_folders, pictures):
     dim = model.config.embed_dim
     assert (model.num_image_blocks, model.num_text_blocks, model.block_width) == (3 * dim // 8, dim // 8, 8)
     assert model.encode_images(pictures[:2]).shape == (2, 3 * dim // 8, 8)
-    with pytest.raises(ConfigError, match="block_width 7 does not divide"):
+    with pytest.raises(ConfigError, match=f"{pair_folders[family].name}: .*block_width 7 does not divide"):
         AVSE.from_dual_encoder(pair_folders[family], block_width=7)
 
 

@@ -98,7 +98,10 @@ def pair_config(
         "keep": keep,
         "heads": "own",
     }
-    config: ModelConfig = parse(ModelConfig, values)
+    try:
+        config: ModelConfig = parse(ModelConfig, values)
+    except ConfigError as error:  # the pair's own width may be the fault
+        raise ConfigError(f"{folder}: {error}") from error
     return config
 
 
