@@ -254,7 +254,7 @@ def test_blocks(family, pair_folders, pictures):
     dim = model.config.embed_dim
     assert (model.num_image_blocks, model.num_text_blocks, model.block_width) == (3 * dim // 8, dim // 8, 8)
     assert model.encode_images(pictures[:2]).shape == (2, 3 * dim // 8, 8)
-    with pytest.raises(ConfigError, match=f"{pair_folders[family].name}: .*block_width 7 does not divide"):
+    with pytest.raises(ConfigError, match="block_width 7 does not divide"):
         AVSE.from_dual_encoder(pair_folders[family], block_width=7)
 
 
@@ -264,6 +264,14 @@ def test_a_recipe_may_ask_for_blocks_of_the_pairs_width(pair_folders):
     assert build_model(recipe).num_text_blocks == 2  # D = 24
     with pytest.raises(ConfigError, match="block_width 256 does not divide embed_dim 24; the nearest .* 24, 12, 8"):
         build_model(load_recipe("clip", [f"init_from={pair_folders['clip']}"]))
+
+
+def test_a_pair_of_a_width_that_cannot_be_is_named(pair_folders, tmp_path):
+    shutil.copytree(pair_folders["clip"], tmp_path / "pair")
+    said = json.loads((tmp_path / "pair" / "config.json").read_text())
+    (tmp_path / "pair" / "config.json").write_text(json.dumps({**said, "projection_dim": 1}))
+    with pytest.raises(ConfigError, match="pair: embed_dim: .*greater than or equal to 8"):
+        AVSE.from_dual_encoder(tmp_path / "pair")
 
 
 def test_saved_and_loaded_without_the_pair(family, pair_folders, pictures, tmp_path):
