@@ -187,5 +187,6 @@ def load_weights(module: torch.nn.Module, tensors: dict[str, Tensor], source: Pa
     ]
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise CheckpointError(f"{source}: weights do not fit the configuration: {'; '.join(wrong[:5])}{more}")
+        told = "; ".join(f"{one:.200}" for one in wrong[:5])
+        raise CheckpointError(f"{source}: weights do not fit the configuration: {told}{more}")
     module.load_state_dict(tensors)

@@ -273,6 +273,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
                 raise ManifestError(path, "paths inside the folder", name)
             if not isinstance(facts["sha256"], str) or not isinstance(facts["bytes"], int):
                 raise TypeError(name)
+        _text_of(manifest)  # no halves of characters, which no file can be called
     except ManifestError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -10,12 +10,14 @@ import zipfile
 import zlib
 
 import pytest
+import torch
 from PIL import Image
 from robust_indexes import fill, use
 from robust_kit import fault
 from robust_records import write_rankings
 
 from avse.calibration import Calibration, CalibrationError
+from avse.checkpoint import CheckpointError, load_weights
 from avse.cli.runs import flat, row_of
 from avse.config import ConfigError, ModelConfig, change, load_recipe, parse
 from avse.data import load_dataset
@@ -23,6 +25,7 @@ from avse.data.debian import DebianError, unpack_package
 from avse.data.shards import PairShards, ShardError
 from avse.encoders import EncoderError, TextEncoder
 from avse.encoders.base import transformer_config
+from avse.files import ManifestError, verify_manifest
 from avse.index import Index, StoreError
 from avse.index.segments import ROWS, Segments
 from avse.rankings import RankingsError, load_rankings
@@ -195,6 +198,15 @@ def test_a_list_of_no_shards(tmp_path):
     with pytest.raises(ShardError, match="expected the names of shards.*none") as error:
         PairShards.open(tmp_path)
     assert str(tmp_path) in str(error.value)
+
+
+def test_a_manifest_and_weights_with_names_of_none(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"files": {"a\\ud800": {"sha256": "0", "bytes": 0}}}')
+    with pytest.raises(ManifestError, match="a manifest with size and sha256"):
+        verify_manifest(tmp_path)
+    with pytest.raises(CheckpointError, match="w.safetensors: weights do not fit.* is missing") as error:
+        load_weights(torch.nn.Linear(2, 1), {"x" * 9000: torch.ones(1)}, tmp_path / "w.safetensors")
+    assert len(str(error.value)) < 600
 
 
 @pytest.mark.parametrize("name", ["a\nb", "x" * 9000, "a\\b", "../a"])
