@@ -19,11 +19,11 @@ from robust_records import write_rankings
 from avse.calibration import Calibration, CalibrationError
 from avse.checkpoint import CheckpointError, load_weights
 from avse.cli.runs import flat, row_of
-from avse.config import ConfigError, ModelConfig, change, load_recipe, parse
+from avse.config import ConfigError, ModelConfig, TextEncoderConfig, change, load_recipe, parse
 from avse.data import load_dataset
 from avse.data.debian import DebianError, unpack_package
 from avse.data.shards import PairShards, ShardError
-from avse.encoders import EncoderError, TextEncoder
+from avse.encoders import EncoderError, TextEncoder, build_text_encoder
 from avse.encoders.base import transformer_config
 from avse.files import ManifestError, verify_manifest
 from avse.index import Index, StoreError
@@ -60,9 +60,6 @@ def test_the_kit_sees_what_it_should_see(tmp_path):
 
 @pytest.mark.parametrize("text", ['z"words": []}', "[]", "[" * 100_000])
 def test_a_vocabulary_that_is_none(tmp_path, text):
-    from avse.config import TextEncoderConfig
-    from avse.encoders import build_text_encoder
-
     build_text_encoder(TextEncoderConfig(source="bigru", min_count=1, vectors=None), ["a dog"]).save(tmp_path)
     (tmp_path / "vocabulary.json").write_text(text)
     with pytest.raises(EncoderError, match="vocabulary.json: "):
@@ -198,6 +195,14 @@ def test_a_list_of_no_shards(tmp_path):
     with pytest.raises(ShardError, match="expected the names of shards.*none") as error:
         PairShards.open(tmp_path)
     assert str(tmp_path) in str(error.value)
+
+
+def test_a_saved_tokenizer_that_does_not_fit_is_named_by_its_own_folder(tmp_path, tiny_bert_folder):
+    build_text_encoder(TextEncoderConfig(source=str(tiny_bert_folder))).save(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": 1}))
+    with pytest.raises(EncoderError, match=f"^{tmp_path}: .* takes at most 1 tokens"):
+        TextEncoder.from_saved(tmp_path)
 
 
 def test_a_manifest_and_weights_with_names_of_none(tmp_path):

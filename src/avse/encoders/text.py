@@ -78,7 +78,12 @@ class TransformerText(TextEncoder, kind="transformers-text"):
 
     @classmethod
     def _rebuild(cls, folder: Path, data: dict[str, Any]) -> TransformerText:
-        return cls(TextEncoderConfig(**data["settings"]), random_transformer(folder), load_tokenizer(folder))
+        settings = TextEncoderConfig(**data["settings"])
+        model, tokenizer = random_transformer(folder), load_tokenizer(folder)
+        try:
+            return cls(settings, model, tokenizer)
+        except EncoderError as error:  # which names the folder that it was once loaded from
+            raise EncoderError(f"{folder}: {error}") from error
 
     def save(self, folder: str | Path) -> None:
         """Write encoder.json, transformers' config.json and the tokenizer's files."""
