@@ -186,7 +186,6 @@ def load_weights(module: torch.nn.Module, tensors: dict[str, Tensor], source: Pa
         ),
     ]
     if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        told = "; ".join(f"{one:.200}" for one in wrong[:5])
-        raise CheckpointError(f"{source}: weights do not fit the configuration: {told}{more}")
+        told = "; ".join(one[:200] for one in wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        raise CheckpointError(f"{source}: weights do not fit the configuration: {told}")
     module.load_state_dict(tensors)

@@ -272,6 +272,11 @@ def test_a_pair_of_a_width_that_cannot_be_is_named(pair_folders, tmp_path):
     (tmp_path / "pair" / "config.json").write_text(json.dumps({**said, "projection_dim": 1}))
     with pytest.raises(ConfigError, match="pair: embed_dim: .*greater than or equal to 8"):
         AVSE.from_dual_encoder(tmp_path / "pair")
+    (tmp_path / "pair" / "config.json").write_text(json.dumps(said))
+    path = tmp_path / "pair" / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": 1}))
+    with pytest.raises(ConfigError, match="pair: text_encoder.max_length: .*greater than or equal to 4"):
+        AVSE.from_dual_encoder(tmp_path / "pair")
 
 
 def test_saved_and_loaded_without_the_pair(family, pair_folders, pictures, tmp_path):

@@ -322,6 +322,16 @@ def test_a_manifest_of_an_index_that_says_odd_things(tmp_path, change):
     assert len(str(error.value)) < 600 and "\n" not in str(error.value) and str(tmp_path) in str(error.value)
 
 
+@pytest.mark.parametrize("size", ["a\nb", "x" * 9000])
+def test_sizes_of_the_engines_files_that_are_none(tmp_path, size):
+    fill(tmp_path / "i", store="embedded")
+    [path] = tmp_path.rglob("closed.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "edge_config.json": size}))
+    with pytest.raises(StoreError, match="edge_config.json' is damaged: .* bytes expected") as error:
+        Index.open(tmp_path / "i")
+    assert len(str(error.value)) < 700 and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("payload", [b"7", b"[" * 100_000])
 def test_a_payload_of_another_kind_with_a_right_checksum(tmp_path, payload):
     fill(tmp_path / "i", store="memory")

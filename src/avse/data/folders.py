@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from avse.data.entries import ALIASES, Entry, Listing, add_captions, kind_of, picture_path, read_lines, shown
+from avse.data.entries import ALIASES, Entry, Listing, add_captions, fields, kind_of, picture_path, read_lines, shown
 from avse.extras import needs
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -91,8 +91,7 @@ def _check_lines(path: Path) -> None:
             said = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}:{number}: not JSON ({error})") from error
-        if not isinstance(said, dict):
-            raise ValueError(f"{path}:{number}: an object is wanted, found {kind_of(said)}")
+        fields(said, {}, f"{path}:{number}")
 
 
 def _rows(table: Any, where: str) -> Iterator[tuple[int, tuple[dict[str, Any], dict[str, Any]]]]:

@@ -125,8 +125,7 @@ def _opened(path: Path) -> Iterator[tarfile.TarFile]:
 
 def _files(tar: tarfile.TarFile, path: Path) -> Iterator[_File]:
     number, last = -1, ""
-    # Python 3.10 seeks before the start of an archive that holds nothing.
-    while (member := tar.next() if tar.offset else None) is not None:
+    while (member := tar.next() if tar.offset else None) is not None:  # 3.10 fails on an archive of nothing
         tar.members.clear()  # type: ignore[attr-defined] # it would keep every header
         match = _NAME.fullmatch(member.name)
         if match and member.isreg() and not _META.match(member.name):

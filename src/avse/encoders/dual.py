@@ -9,7 +9,8 @@ are squashed to it; SigLIP 2 checkpoints of fixed resolution are `SiglipModel` a
 from __future__ import annotations
 
 import json
-from collections.abc import Set
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +99,18 @@ def pair_config(
         "keep": keep,
         "heads": "own",
     }
-    try:
+    with _naming(folder):
         config: ModelConfig = parse(ModelConfig, values)
-    except ConfigError as error:  # the pair's own width may be the fault
-        raise ConfigError(f"{folder}: {error}") from error
     return config
+
+
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Say whose settings are wrong: a pair's own widths and lengths become settings here."""
+    try:
+        yield
+    except ConfigError as error:
+        raise error if str(folder) in str(error) else ConfigError(f"{folder}: {error}") from error
 
 
 def _open(folder: Path) -> tuple[str, Any, int]:
@@ -139,7 +147,7 @@ def build_pair(
             f"{config.text_encoder.source!r}: give the pair's folder as init_from (--set init_from=FOLDER)"
         )
     folder = local_folder(source, allow_download)
-    with refusing(folder, "no whole pair of encoders"):
+    with refusing(folder, "no whole pair of encoders"), _naming(folder):
         return _load_pair(config, folder)
 
 

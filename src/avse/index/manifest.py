@@ -18,8 +18,7 @@ NAME = "index.json"
 FORMAT = "avse-index"
 VERSION = 2
 STORES = ("embedded", "memory", "server")
-_LONG = 4096
-"""Characters of a path or a fingerprint at most."""
+_LONG = 4096  # characters of a path or a fingerprint at most
 
 
 @dataclass(frozen=True)
