@@ -340,5 +340,6 @@ def _load(store: Path) -> dict[bytes, np.void]:
 
 def _save(store: Path, known: Mapping[bytes, np.void]) -> None:
     stream = io.BytesIO()
-    np.savez(stream, allow_pickle=False, **{_NAME: np.stack(list(known.values()))})
+    arrays: dict[str, Any] = {_NAME: np.stack(list(known.values()))}
+    np.savez(stream, **arrays)
     files.write_bytes(store, stream.getvalue())

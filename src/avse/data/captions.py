@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from avse.data.dataset import SPLITS
-from avse.data.entries import ALIASES, Entry, Listing, add_captions, did_you_mean, picture_path, read_text
+from avse.data.entries import ALIASES, Entry, Listing, add_captions, did_you_mean, json_lines, picture_path, read_text
 
 CAPTION_FILES = ("captions.jsonl", "captions.csv")
 
@@ -59,13 +59,7 @@ def way_out(split: str, there: Mapping[str, str], assigned: bool) -> str:
 
 
 def _read_jsonl(path: Path) -> Iterator[Entry]:
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            said = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}:{number}: not JSON ({error})") from error
+    for number, said in json_lines(path):
         if not isinstance(said, dict) or not {"image", "captions"} <= said.keys():
             found = f"the keys {sorted(said)!s:.200}" if isinstance(said, dict) else f"a {type(said).__name__}"
             raise ValueError(f'{path}:{number}: an object with "image" and "captions" is wanted, found {found}')

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -116,6 +116,21 @@ def read_lines(path: Path) -> list[str]:
     while lines and not lines[-1].strip():
         lines.pop()
     return lines
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield the number (from 1) and the value of each line that is not blank.
+
+    Raises:
+        ValueError: Not UTF-8 or not JSON; the line is named.
+    """
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            try:
+                said = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}:{number}: not JSON ({error})") from error
+            yield number, said
 
 
 def read_json(path: Path, wanted: Mapping[str, type] | None = None) -> dict[str, Any]:

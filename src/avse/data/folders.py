@@ -7,14 +7,13 @@ as a split. A column ``split`` says more than the folder's name. Nothing is fetc
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from avse.data.entries import ALIASES, Entry, Listing, add_captions, fields, kind_of, picture_path, read_lines, shown
+from avse.data.entries import ALIASES, Entry, Listing, add_captions, fields, json_lines, kind_of, picture_path, shown
 from avse.extras import needs
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -61,8 +60,9 @@ def _image_folder(folder: Path, parts: list[str]) -> Iterator[Entry]:
     from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
     places = [folder / part for part in parts] or [folder]
-    for one in places:
-        _check_lines(one / "metadata.jsonl")
+    for table in [one / "metadata.jsonl" for one in places if (one / "metadata.jsonl").is_file()]:
+        for number, said in json_lines(table):  # on what is no JSON pyarrow 26 may end the process
+            fields(said, {}, f"{table}:{number}")
     with tempfile.TemporaryDirectory(prefix="avse-") as cache:
         try:
             patterns = {f"part{k}": [f"{_literal(place)}/**"] for k, place in enumerate(places)}
@@ -82,16 +82,6 @@ def _image_folder(folder: Path, parts: list[str]) -> Iterator[Entry]:
                         f"{where}: the picture {image['path']!r} leaves the folder: unpack or copy it there"
                     )
                 yield _entry(path.relative_to(real).as_posix(), where, parts[k] if parts else None, said, i)
-
-
-def _check_lines(path: Path) -> None:
-    """Refuse what is no JSON a line: on some of it the reader of datasets (pyarrow 26) ends the process."""
-    for number, line in enumerate(read_lines(path) if path.is_file() else (), 1):
-        try:
-            said = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}:{number}: not JSON ({error})") from error
-        fields(said, {}, f"{path}:{number}")
 
 
 def _rows(table: Any, where: str) -> Iterator[tuple[int, tuple[dict[str, Any], dict[str, Any]]]]:

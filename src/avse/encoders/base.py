@@ -308,11 +308,18 @@ def read_object(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def refusing(folder: str | Path, what: str) -> Iterator[None]:
-    """Turn whatever a library raises on a folder's files into an EncoderError; a missing package stays what it is."""
+    """Turn whatever a library raises on a folder's files into an EncoderError; a missing package stays what it is.
+
+    Errors of our own get the folder's name where they have not: settings that come out of its files do not know it.
+    """
     try:
         yield
-    except (EncoderError, ConfigError, ImportError, OSError):
+    except (ImportError, OSError):
         raise
+    except (EncoderError, ConfigError) as error:
+        if str(folder) in str(error):
+            raise
+        raise type(error)(f"{folder}: {error}") from error
     except Exception as error:  # descriptions that were changed by hand make libraries raise anything
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise EncoderError(f"{folder}: {what} ({said})") from error

@@ -9,8 +9,7 @@ are squashed to it; SigLIP 2 checkpoints of fixed resolution are `SiglipModel` a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Set
-from contextlib import contextmanager
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -99,18 +98,9 @@ def pair_config(
         "keep": keep,
         "heads": "own",
     }
-    with _naming(folder):
+    with refusing(folder, "no whole pair of encoders"):
         config: ModelConfig = parse(ModelConfig, values)
     return config
-
-
-@contextmanager
-def _naming(folder: Path) -> Iterator[None]:
-    """Say whose settings are wrong: a pair's own widths and lengths become settings here."""
-    try:
-        yield
-    except ConfigError as error:
-        raise error if str(folder) in str(error) else ConfigError(f"{folder}: {error}") from error
 
 
 def _open(folder: Path) -> tuple[str, Any, int]:
@@ -147,7 +137,7 @@ def build_pair(
             f"{config.text_encoder.source!r}: give the pair's folder as init_from (--set init_from=FOLDER)"
         )
     folder = local_folder(source, allow_download)
-    with refusing(folder, "no whole pair of encoders"), _naming(folder):
+    with refusing(folder, "no whole pair of encoders"):
         return _load_pair(config, folder)
 
 

@@ -78,12 +78,7 @@ class TransformerText(TextEncoder, kind="transformers-text"):
 
     @classmethod
     def _rebuild(cls, folder: Path, data: dict[str, Any]) -> TransformerText:
-        settings = TextEncoderConfig(**data["settings"])
-        model, tokenizer = random_transformer(folder), load_tokenizer(folder)
-        try:
-            return cls(settings, model, tokenizer)
-        except EncoderError as error:  # which names the folder that it was once loaded from
-            raise EncoderError(f"{folder}: {error}") from error
+        return cls(TextEncoderConfig(**data["settings"]), random_transformer(folder), load_tokenizer(folder))
 
     def save(self, folder: str | Path) -> None:
         """Write encoder.json, transformers' config.json and the tokenizer's files."""

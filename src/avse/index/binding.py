@@ -34,7 +34,7 @@ def check_model(place: str, manifest: Manifest, model: Encoder) -> Encoder:
     """
     if model.fingerprint != manifest.fingerprint:
         raise ValueError(
-            f"{place} was made with the model of fingerprint {manifest.fingerprint:.100} (folder "
+            f"{place} was made with the model of fingerprint {manifest.fingerprint} (folder "
             f"{manifest.model!r:.300}), this one ({model.folder}) has {model.fingerprint}: give the former as model= / "
             "--model, or make the index anew with force=True / --force"
         )
@@ -52,6 +52,6 @@ def find_encoder(home: Home, manifest: Manifest, given: Path | None) -> Encoder:
         why = "its model was never saved" if folder is None else f"there is no model folder {str(folder)!r:.300}"
         raise ValueError(
             f"{home}: {why}: give its model as model= / --model DIR; without one only embedding= works "
-            f"(fingerprint {manifest.fingerprint:.100})"
+            f"(fingerprint {manifest.fingerprint})"
         )
     return check_model(str(home), manifest, load_encoder(folder))

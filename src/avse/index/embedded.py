@@ -134,14 +134,14 @@ class EmbeddedStore(PointStore):
             return
         try:
             sizes, found = dict(json.loads((self._folder / _SIZES).read_text("utf-8"))), self._sizes()
+            if not all(name.isprintable() and len(name) < 1000 and type(size) is int for name, size in sizes.items()):
+                raise ValueError("names of files and their bytes are wanted")
         except (OSError, TypeError, ValueError, RecursionError) as error:
             raise StoreError(f"{self._folder / _SIZES} is damaged ({error}): remove it to open without it") from error
         for name, size in sizes.items():
             if found.get(name) != size:
                 there = f"{found[name]} bytes" if name in found else "no such file"
-                raise StoreError(
-                    f"{str(self._folder / name)!r:.400} is damaged: {size!r:.80} bytes expected, {there}; {way_out}"
-                )
+                raise StoreError(f"{self._folder / name} is damaged: {size} bytes expected, {there}; {way_out}")
 
     def _condition(self, where: Node) -> engine.Filter:
         """Return the ids that match, in place of a filter for which the engine reads every payload at every search."""

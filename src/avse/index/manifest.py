@@ -18,7 +18,8 @@ NAME = "index.json"
 FORMAT = "avse-index"
 VERSION = 2
 STORES = ("embedded", "memory", "server")
-_LONG = 4096  # characters of a path or a fingerprint at most
+_OTHERS = ("model", "fingerprint", "source", "shards", "replicas")
+_LONG = 4096  # characters of a path at most
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,20 @@ class Manifest:
     source: str | None = None
     shards: int = 1
     replicas: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse with a ValueError what could not be read again."""
+        layout, fingerprint = self.layout, self.fingerprint
+        if layout.side not in ("images", "texts") or self.store not in STORES:
+            raise ValueError(f"side {layout.side!r:.80}, store {self.store!r:.80}")
+        for size in (*layout.document, *layout.query, self.shards, self.replicas):
+            if type(size) is not int or size < 1:
+                raise ValueError(f"a number of blocks, shards or replicas, or a width, of {size!r:.80}")
+        if not isinstance(fingerprint, str) or len(fingerprint) > 256 or not fingerprint.isprintable():
+            raise ValueError(f"fingerprint {fingerprint!r:.80}: at most 256 printable characters are wanted")
+        for path in filter(lambda path: path is not None, (self.model, self.source)):
+            if not isinstance(path, str) or len(path) > _LONG or "\0" in path or not path.encode():
+                raise ValueError(f"folder {path!r:.80}")
 
     def to_json(self) -> dict[str, Any]:
         """Return the content as `from_json` reads it."""
@@ -85,7 +100,8 @@ def from_json(found: Any, place: str) -> Manifest:
                 f"{place} has format version {found['version']!r:.80}, this avse reads {VERSION}: use the avse that "
                 "made it, or make the index anew (--force)"
             )
-        return _checked(found)
+        layout = Layout(found["side"], *(found[key] for key in ("num_image_blocks", "num_text_blocks", "block_width")))
+        return Manifest(found["store"], layout, *(found[key] for key in _OTHERS))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
@@ -101,20 +117,3 @@ def relative_folder(target: Path, folder: Path) -> str:
         return Path(os.path.relpath(target.resolve(), folder.resolve())).as_posix()
     except ValueError:
         return target.resolve().as_posix()
-
-
-def _checked(found: dict[str, Any]) -> Manifest:
-    layout = Layout(found["side"], *(found[key] for key in ("num_image_blocks", "num_text_blocks", "block_width")))
-    if layout.side not in ("images", "texts") or found["store"] not in STORES:
-        raise ValueError(f"side {layout.side!r:.80}, store {found['store']!r:.80}")
-    shards, replicas, fingerprint = found["shards"], found["replicas"], found["fingerprint"]
-    for size in (*layout.document, *layout.query, shards, replicas):
-        if type(size) is not int or size < 1:
-            raise ValueError(f"a number of blocks, shards or replicas, or a width, of {size!r:.80}")
-    if not isinstance(fingerprint, str) or len(fingerprint) > _LONG or not fingerprint.isprintable():
-        raise TypeError(f"fingerprint {fingerprint!r:.80}")
-    for key in ("model", "source"):
-        if not isinstance(found[key], (str, type(None))) or len(found[key] or "") > _LONG or "\0" in (found[key] or ""):
-            raise TypeError(f"{key} {found[key]!r:.80}")
-        (found[key] or "").encode()
-    return Manifest(found["store"], layout, found["model"], fingerprint, found["source"], shards, replicas)
