@@ -8,7 +8,7 @@ CONSTRAINTS ?= constraints.txt
 # A part of the tests: make test TESTS=tests/scoring.
 TESTS ?=
 STAMP := $(VENV)/.ready
-# Bytecode is kept and no plugin is loaded but the one named: else each process compiles half a thousand files anew.
+# Bytecode is kept and no plugin is loaded but the one named: else each process compiles the plugins' files and ours anew.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 OMP_NUM_THREADS=1 \
 	TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -p xdist -n 2 --dist worksteal
 

@@ -53,6 +53,16 @@ def avse(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
     return run
 
 
+@pytest.fixture
+def threads():
+    """Put torch's number of threads back."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def tiny(tiny_vit_folder: Path, tiny_bert_folder: Path) -> list[str]:
     """Settings of a model that trains in a second."""

@@ -7,15 +7,9 @@ import pickle
 import sys
 
 import pytest
-import torch
 from PIL import Image
 
-
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("threads")
 
 
 SMALL = ("--images", 20, "--texts", 30, "--gallery", 40, "--shape", "3,2,8", "-k", 3, "--batch", 5, "--runs", 1)

@@ -3,14 +3,8 @@
 import json
 
 import pytest
-import torch
 
-
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("threads")
 
 
 @pytest.mark.parametrize(("grows", "code"), [(0.0, 0), (2.0, 1)])

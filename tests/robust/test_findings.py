@@ -296,20 +296,16 @@ def test_counts_of_shards_that_are_damaged_are_made_anew(tmp_path, kept):
 @pytest.mark.parametrize(
     "change",
     [
-        *(
-            {"version": "a\nb"},
-            {"model": "\ud800"},
-            {"format": "x" * 9000},
-            {"replicas": "a\nb"},
-            {"fingerprint": "a\nb"},
-        ),
-        *(
-            {"num_image_blocks": True},
-            {"fingerprint": "x" * 9000},
-            {"source": "x" * 9000},
-            {"source": "a\0b"},
-            {"store": ["x" * 9000]},
-        ),
+        {"version": "a\nb"},
+        {"model": "\ud800"},
+        {"format": "x" * 9000},
+        {"replicas": "a\nb"},
+        {"fingerprint": "a\nb"},
+        {"num_image_blocks": True},
+        {"fingerprint": "x" * 9000},
+        {"source": "x" * 9000},
+        {"source": "a\0b"},
+        {"store": ["x" * 9000]},
         "[" * 100_000,
     ],
 )

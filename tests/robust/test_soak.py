@@ -2,10 +2,13 @@
 
 import sys
 
+import numpy as np
 import pytest
+from robust_loaders import ColourEncoder
 
 from avse import AVSE
 from avse.benchmarks.soak import Turn, judge, soak
+from avse.index import Index
 
 
 def series(rss=lambda n: 100.0, disk=lambda n: 5.0, handles=lambda n: 8, turns=60):
@@ -46,3 +49,25 @@ def test_a_short_soak_is_flat_beyond_a_reopening(tmp_path, tiny_config):
     assert turns[-1].handles <= turns[1].handles, turns
     assert turns[-1].rss_mib < turns[1].rss_mib + 96, turns  # with the first pruning a segment of 64 MiB is laid out
     assert turns[-1].rss_mib < turns[2].rss_mib + 16, turns
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="files have no blocks to count")
+def test_the_engines_log_is_cut_again_and_again(tmp_path):
+    """105 MiB of blocks come and go: the folder holds at most two of the log's segments of 32 MiB, and falls back."""
+
+    class Wide(ColourEncoder):
+        num_image_blocks, num_text_blocks, block_width = 2, 1, 512
+
+    blocks = ColourEncoder.unit(np.random.default_rng(0).standard_normal((64, 2, 512)))
+    sizes = []
+    with Index.create(tmp_path / "i", Wide(), store="embedded") as index:
+        for turn in range(400):
+            names = [f"{turn}-{n}" for n in range(64)]
+            index.add_embeddings(names, blocks)
+            index.delete(names)
+            if turn % 10 == 9:
+                index._store.compact()
+                sizes.append(sum(path.stat().st_blocks * 512 for path in tmp_path.rglob("*") if path.is_file()))
+    assert max(sizes) < 72 << 20
+    assert sum(later < earlier - (16 << 20) for earlier, later in zip(sizes, sizes[1:])) >= 2
