@@ -71,7 +71,7 @@ def _index_file(name: str, kind: str, store: str) -> Build:
 for _name, _kind in (("index.json", "json"), ("state.json", "json"), ("blocks.f32", "bytes"), ("rows.jsonl", "bytes")):
     loader(f"memory index: {_name}", ms=12)(_index_file(_name, _kind, "memory"))
 for _name, _kind in (("closed.json", "json"), ("edge_config.json", "json"), ("segment.json", "json")):
-    loader(f"embedded index: {_name}", ms=300)(_index_file(_name, _kind, "embedded"))
+    loader(f"embedded index: {_name}", ms=20)(_index_file(_name, _kind, "embedded"))
 
 
 @loader("memory index: rows.jsonl with right checksums", ms=12)
