@@ -41,7 +41,8 @@ def use(place: Path) -> object:
         said = list(index.verify())
         list(index.entries())
         index.facts()
-        query = unit(*(min(size, 64) for size in index._manifest.layout.query))
+        shape = index._manifest.layout.query
+        query = unit(*shape) if shape[0] * shape[1] < 1 << 20 else unit(2, 8)
         return said, index.search(embedding=query, where="n >= 0 or word = a or tags = a", k=3)
 
 

@@ -302,6 +302,7 @@ def test_counts_of_shards_that_are_damaged_are_made_anew(tmp_path, kept):
         {"replicas": "a\nb"},
         {"fingerprint": "a\nb"},
         {"num_image_blocks": True},
+        {"num_text_blocks": 2**63},
         {"fingerprint": "x" * 9000},
         {"source": "x" * 9000},
         {"source": "a\0b"},

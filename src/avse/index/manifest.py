@@ -19,7 +19,8 @@ FORMAT = "avse-index"
 VERSION = 2
 STORES = ("embedded", "memory", "server")
 _OTHERS = ("model", "fingerprint", "source", "shards", "replicas")
-_LONG = 4096  # characters of a path at most
+_LONG, _MANY = 4096, 1 << 16
+"""Characters of a path at most, and blocks, numbers in a block, shards or replicas."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Manifest:
         if layout.side not in ("images", "texts") or self.store not in STORES:
             raise ValueError(f"side {layout.side!r:.80}, store {self.store!r:.80}")
         for size in (*layout.document, *layout.query, self.shards, self.replicas):
-            if type(size) is not int or size < 1:
-                raise ValueError(f"a number of blocks, shards or replicas, or a width, of {size!r:.80}")
+            if type(size) is not int or not 1 <= size <= _MANY:
+                raise ValueError(f"a number of blocks, shards or replicas, or a width, of {size!r:.80}: 1 to {_MANY:,}")
         if not isinstance(fingerprint, str) or len(fingerprint) > 256 or not fingerprint.isprintable():
             raise ValueError(f"fingerprint {fingerprint!r:.80}: at most 256 printable characters are wanted")
         for path in filter(lambda path: path is not None, (self.model, self.source)):
