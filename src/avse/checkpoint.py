@@ -168,7 +168,9 @@ def read_config(folder: Path) -> ModelConfig:
     if not path.is_file():
         raise CheckpointError(f"{folder}: no {CONFIG}; a model folder has {CONFIG}, {WEIGHTS} and {files.MANIFEST}")
     try:
-        return parse(ModelConfig, json.loads(path.read_text("utf-8")))
+        config = parse(ModelConfig, json.loads(path.read_text("utf-8")))
+        config.model_dump_json()  # half a character (a lone surrogate) in it could be written nowhere
+        return config
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: {' '.join(str(error).split())[:600]}") from error
 
@@ -186,6 +188,7 @@ def load_weights(module: torch.nn.Module, tensors: dict[str, Tensor], source: Pa
         ),
     ]
     if wrong:
-        told = "; ".join(one[:200] for one in wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        told = "; ".join(" ".join(one.split())[:200] for one in wrong[:5]) + more
         raise CheckpointError(f"{source}: weights do not fit the configuration: {told}")
     module.load_state_dict(tensors)

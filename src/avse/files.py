@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -269,9 +270,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text("utf-8"))
         for name, facts in manifest["files"].items():
             pure = PurePosixPath(name)
-            if pure.is_absolute() or ".." in pure.parts:
-                raise ManifestError(path, "paths inside the folder", name)
-            if not isinstance(facts["sha256"], str) or not isinstance(facts["bytes"], int):
+            if pure.is_absolute() or ".." in pure.parts or not name.isprintable() or len(name) > 1000:
+                raise ManifestError(path, "paths inside the folder", f"{name!a:.80}")
+            if not re.fullmatch("[0-9a-f]{64}", facts["sha256"]) or not isinstance(facts["bytes"], int):
                 raise TypeError(name)
         _text_of(manifest)  # no halves of characters, which no file can be called
     except ManifestError:

@@ -102,8 +102,9 @@ def test_small_parts(here):
 
 @pytest.mark.parametrize("part", ["encode", "step"])
 def test_other_numbers_than_the_plain_ones_are_an_error(here, monkeypatch, part):
-    monkeypatch.setattr(training, "TOLERANCE", 0.0)
-    with pytest.raises(DisagreementError, match=f"{part}, .* from the plain way, at most 0 is allowed"):
+    """Below nothing, for on some processors the ways agree to the bit."""
+    monkeypatch.setattr(training, "TOLERANCE", -1.0)
+    with pytest.raises(DisagreementError, match=f"{part}, .* from the plain way, at most -1 is allowed"):
         list(measure_training(SMALL, runs=1, parts=[part]))
 
 

@@ -19,15 +19,16 @@ from robust_records import write_rankings
 from avse.calibration import Calibration, CalibrationError
 from avse.checkpoint import CheckpointError, load_weights
 from avse.cli.runs import flat, row_of
-from avse.config import ConfigError, ModelConfig, TextEncoderConfig, change, load_recipe, parse
+from avse.config import ConfigError, ImageEncoderConfig, ModelConfig, TextEncoderConfig, change, load_recipe, parse
 from avse.data import load_dataset
 from avse.data.debian import DebianError, unpack_package
 from avse.data.shards import PairShards, ShardError
 from avse.encoders import EncoderError, TextEncoder, build_text_encoder
 from avse.encoders.base import transformer_config
-from avse.files import ManifestError, verify_manifest
+from avse.files import ManifestError, verify_manifest, write_manifest
 from avse.index import Index, StoreError
 from avse.index.segments import ROWS, Segments
+from avse.model import AVSE
 from avse.rankings import RankingsError, load_rankings
 from avse.rowstore import RowStore
 from avse.trainer.record import read_run
@@ -205,13 +206,36 @@ def test_a_saved_tokenizer_that_does_not_fit_is_named_by_its_own_folder(tmp_path
         TextEncoder.from_saved(tmp_path)
 
 
-def test_a_manifest_and_weights_with_names_of_none(tmp_path):
-    (tmp_path / "manifest.json").write_text('{"files": {"a\\ud800": {"sha256": "0", "bytes": 0}}}')
-    with pytest.raises(ManifestError, match="a manifest with size and sha256"):
+@pytest.mark.parametrize("name", ["a\ud800", "a\nb", "x" * 9000])
+def test_a_manifest_and_weights_with_names_of_none(tmp_path, name):
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": {name: {"sha256": "0" * 64, "bytes": 0}}}))
+    with pytest.raises(ManifestError, match=r"manifest.json: expected paths inside the folder, found '") as error:
         verify_manifest(tmp_path)
-    with pytest.raises(CheckpointError, match="w.safetensors: weights do not fit.* is missing") as error:
-        load_weights(torch.nn.Linear(2, 1), {"x" * 9000: torch.ones(1)}, tmp_path / "w.safetensors")
-    assert len(str(error.value)) < 600
+    assert len(str(error.value).replace(str(tmp_path), "")) < 200 and "\n" not in str(error.value)
+    with pytest.raises(CheckpointError, match=r"w.safetensors: weights do not fit.* is missing") as error:
+        load_weights(torch.nn.Linear(2, 1), {name: torch.ones(1)}, tmp_path / "w.safetensors")
+    assert len(str(error.value)) < 600 and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("digest", ["a\nb", "0" * 63, "A" * 64, 7])
+def test_a_digest_that_is_none(tmp_path, digest):
+    (tmp_path / "a").write_bytes(b"")
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": {"a": {"sha256": digest, "bytes": 0}}}))
+    with pytest.raises(ManifestError, match="a manifest with size and sha256 of each file"):
+        verify_manifest(tmp_path)
+
+
+def test_half_a_character_in_a_models_configuration(tmp_path, tiny_vit_folder, tiny_bert_folder):
+    image, text = ImageEncoderConfig(source=str(tiny_vit_folder)), TextEncoderConfig(source=str(tiny_bert_folder))
+    model = AVSE(ModelConfig(image_encoder=image, text_encoder=text, embed_dim=16, block_width=8))
+    model.save_pretrained(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["image_encoder"]["source"] = "\ud800"
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    shutil.move(tmp_path / "model" / "manifest.json", tmp_path / "old.json")
+    write_manifest(tmp_path / "model", {"fingerprint": json.loads((tmp_path / "old.json").read_text())["fingerprint"]})
+    with pytest.raises(CheckpointError, match=r"config.json: .*surrogates not allowed"):
+        AVSE.from_pretrained(tmp_path / "model")
 
 
 @pytest.mark.parametrize("name", ["a\nb", "x" * 9000, "a\\b", "../a"])
