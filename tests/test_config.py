@@ -20,8 +20,12 @@ def test_unknown_keys_suggest_the_nearest_name(tmp_path):
         parse(ModelConfig, {"num_veiws": 2})
     path = tmp_path / "r.yaml"
     path.write_text("train:\n  learning_rate: 1\n")
-    with pytest.raises(ConfigError, match="unknown key 'train.learning_rate'"):
-        load_recipe(path)
+    for asked in ({}, {"preset": "vse_infinity"}, {"overrides": ["train.lr=1"]}):
+        with pytest.raises(ConfigError, match=r"r.yaml: unknown key 'train.learning_rate'"):
+            load_recipe(path, **asked)
+    path.write_text("train:\n  lr: 1e-4\n")
+    with pytest.raises(ConfigError, match="^unknown key 'train.lrr'"):  # not the file's
+        load_recipe(path, ["train.lrr=1"])
     with pytest.raises(ConfigError, match="unknown key 'model.image_encoder.resolutoin'; did you mean 'resolution'"):
         load_recipe(None, ["model.image_encoder.resolutoin=224"])
 
@@ -66,10 +70,10 @@ def test_shipped_recipes_all_parse():
         (b"train:\n  lr: 2020-13-45\n", "r.yaml: not readable as YAML: month must be in 1..12"),
         (b"\xff\xfe", "r.yaml: not readable as YAML: .*decode"),
         (b"- 1\n", "r.yaml: expected a mapping of sections, found list"),
-        (b"1: 2\n", "^key 1 is no name: names are text, such as model"),
-        (b"train:\n  1: 2\n", "key 1 in train is no name"),
-        (b"train: 5\n", "train: .*valid dictionary.*got 5"),
-        (b"eval:\n  bootstrap: 5\n", "unknown key 'eval'; known are data, ensemble, expected"),
+        (b"1: 2\n", "r.yaml: key 1 is no name: names are text, such as model"),
+        (b"train:\n  1: 2\n", "r.yaml: key 1 in train is no name"),
+        (b"train: 5\n", "r.yaml: train: .*valid dictionary.*got 5"),
+        (b"eval:\n  bootstrap: 5\n", "r.yaml: unknown key 'eval'; known are data, ensemble, expected"),
     ],
 )
 def test_wrong_yaml_is_named_in_one_line(tmp_path, text, message):

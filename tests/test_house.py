@@ -16,10 +16,11 @@ ROOT = Path(__file__).parent.parent
 SRC = ROOT / "src" / "avse"
 FLOORS = {
     # ground: knows nothing of the others
-    "ahead": 0, "allocator": 0, "config": 0, "extras": 0, "files": 0, "images": 0, "lock": 0, "markup": 0, "texts": 0,
+    "ahead": 0, "allocator": 0, "bounded": 0, "extras": 0, "files": 0, "images": 0, "lock": 0, "markup": 0, "texts": 0,
     "parallel": 0, "precision": 0, "sampling": 0, "ranks": 0,
-    "calibration": 1, "plots": 1, "scoring": 1, "intervals": 1, "pooling": 1, "heads": 2, "groups": 1, "cost": 1,
-    "losses": 2, "metrics": 2, "encoders": 2, "data": 2, "checkpoint": 2, "index": 2, "rowstore": 2, "sheet": 2,
+    "config": 1, "calibration": 1, "plots": 1, "scoring": 1, "intervals": 1, "pooling": 1, "groups": 1,
+    "cost": 2, "heads": 2, "losses": 2, "metrics": 2, "encoders": 2, "data": 2, "checkpoint": 2, "index": 2,
+    "rowstore": 2, "sheet": 2,
     "model": 3, "features": 3, "eccv": 3,
     "explain": 4, "inputs": 4, "start": 4, "official": 4, "protocols": 4,
     "evaluate": 5, "rankings": 5, "check": 5, "leaks": 5, "scale": 5,
@@ -79,8 +80,9 @@ def test_sizes():
                 assert node.end_lineno - node.lineno < 80, f"{path}: {node.name}"
             assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"{path}: bare except"
     # Exports (1,250 lines: graphs of both encoders for ONNX 500, tables and embeddings 300, card and hub 350), their
-    # verbs and bench (550), pairs from elsewhere (200), seals and refusals that fuzzing asked for (600), soak (170).
-    assert total < 34_200
+    # verbs and bench (550), pairs from elsewhere (200), seals and refusals that fuzzing and a review asked for (700),
+    # soak (170).
+    assert total < 34_400
 
 
 def test_import_avse_loads_no_torch():

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from functools import reduce
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from avse.bounded import load_yaml
 
 
 class ConfigError(ValueError):
@@ -337,15 +340,17 @@ def load_recipe(
         ConfigError: No such recipe or preset, text that is not YAML, or a setting that is wrong or unknown.
     """
     values = {} if path_or_name is None else _with_base(_read_recipe(_find_recipe(path_or_name)))
-    changes: dict[str, Any] = {}
-    for override in overrides or []:
-        changes = _merge(changes, _read_override(override))
+    changes = _asked(overrides or [])
     if preset is not None:
-        values = apply_preset(parse(Recipe, values), preset).model_dump()
+        values = apply_preset(_alone(path_or_name, values), preset).model_dump()
         asked = changes.get("model")
         if PRESETS[preset].get("model", {}).get("block_width") == "embed_dim" and isinstance(asked, dict):
             asked.setdefault("block_width", asked.get("embed_dim", values["model"]["block_width"]))
-    recipe: Recipe = parse(Recipe, _merge(values, changes))
+    try:
+        recipe: Recipe = parse(Recipe, _merge(values, changes))
+    except ConfigError:
+        _alone(path_or_name, values)
+        raise
     image = recipe.model.image_encoder
     if preset is not None and image.sampling_stage == "input" and image.source == "efficientnet-lite0":
         raise ConfigError(
@@ -357,10 +362,7 @@ def load_recipe(
 
 def change(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
     """Return a recipe with `section.key=value` settings changed; ConfigError where they do not exist or fit."""
-    changes: dict[str, Any] = {}
-    for override in overrides:
-        changes = _merge(changes, _read_override(override))
-    changed: Recipe = parse(Recipe, _merge(recipe.model_dump(), changes))
+    changed: Recipe = parse(Recipe, _merge(recipe.model_dump(), _asked(overrides)))
     return changed
 
 
@@ -406,26 +408,11 @@ def _nearest(name: str, names: list[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(names))}"
 
 
-class _Plain(yaml.SafeLoader):
-    """Reads YAML without aliases, of which nine lines can mean a thousand million values, at most 50 levels deep."""
-
-    levels = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """Refuse an alias, and what lies too deep."""
-        self.levels += 1
-        if self.levels > 50 or self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("an alias (*name), or more than 50 levels: neither is read")
-        node = super().compose_node(parent, index)
-        self.levels -= 1
-        return node
-
-
 def _read_recipe(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Plain) or {}
-    except (yaml.YAMLError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise ConfigError(f"{path}: not readable as YAML: {_why(error)}") from error
+        values = load_yaml(path.read_text(encoding="utf-8")) or {}
+    except ValueError as error:
+        raise ConfigError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping of sections, found {type(values).__name__}")
     return values
@@ -447,26 +434,31 @@ def _with_base(values: dict[str, Any], depth: int = 0) -> dict[str, Any]:
     return _merge(below, values)
 
 
+def _alone(path_or_name: str | Path | None, values: dict[str, Any]) -> Any:
+    """Build a recipe from what its file says; what is wrong then is told with the file's name."""
+    try:
+        return parse(Recipe, values)
+    except ConfigError as error:
+        raise ConfigError(f"{path_or_name}: {error}") from None
+
+
+def _asked(overrides: Iterable[str]) -> dict[str, Any]:
+    return reduce(_merge, map(_read_override, overrides), {})
+
+
 def _read_override(override: str) -> dict[str, Any]:
     key, sep, text = override.partition("=")
     if not sep:
         raise ConfigError(f"--set {override!r:.200}: expected section.key=value, such as train.lr=1e-4")
     try:
-        tree: Any = yaml.load(text, _Plain)
-    except (yaml.YAMLError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise ConfigError(f"--set {override!r:.200}: the value is not YAML: {_why(error)}") from error
+        tree = load_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"--set {override!r:.200}: the value is not YAML: {error}") from error
     if isinstance(tree, str):
         tree = _number(tree)
     for part in reversed(key.strip().split(".")):
         tree = {part: tree}
     return dict(tree)
-
-
-def _why(error: Exception) -> str:
-    """Say in one line what YAML did not like, and where."""
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
-    return " ".join(str(error).split())[:200]
 
 
 def _find_recipe(path_or_name: str | Path) -> Path:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from avse import files
+from avse.bounded import check_unpacked, read_parquet
 from avse.extras import needs
 from avse.metrics import RetrievalReport, paired_differences, report_from_ranks
 from avse.protocols import Scored
@@ -24,8 +25,6 @@ from avse.ranks import Ranks, first_k
 
 FORMAT = "avse rankings 1"
 SUFFIXES = (".npz", ".parquet")
-LARGEST = 2 << 30
-"""Bytes of an .npz unpacked; COCO's whole test split has some 40 MB."""
 COLUMNS = 512
 """Columns of the scores copied at a time."""
 _ROW = re.compile(r"row-\d+")
@@ -253,9 +252,7 @@ def _assemble(header: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> Ranki
 
 def _read_npz(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     with np.load(path, allow_pickle=False) as archive:
-        size = sum(member.file_size for member in archive.zip.infolist())
-        if size > LARGEST:
-            raise ValueError(f"{size:,} bytes unpacked, at most {LARGEST:,} are read")
+        check_unpacked(path, sum(member.file_size for member in archive.zip.infolist()))
         arrays = {name: archive[name] for name in archive.files}
     return json.loads(arrays.pop("header").tobytes()), arrays
 
@@ -292,7 +289,7 @@ def _write_parquet(rankings: Rankings, target: io.BytesIO, path: Path) -> None:
 
 
 def _read_parquet(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    table = _pyarrow(path).parquet.read_table(path)
+    table = read_parquet(_pyarrow(path).parquet, path)
     header = json.loads(table.schema.metadata[b"avse"])
     queries = len(set(header["text_to_image"]))
     arrays: dict[str, np.ndarray] = {}

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import datasets
 import numpy as np
@@ -154,6 +155,15 @@ def test_what_cannot_be_used_is_listed(tmp_path):
     data = load_dataset(tmp_path / "out", split="all")
     assert data.captions == ("a", "a2") and not data.skipped
     assert len(list((tmp_path / "out" / "images").iterdir())) == 1
+
+
+def test_a_path_that_is_no_regular_file_is_listed(tmp_path):
+    """A device has no end; nothing of it is read."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    given = [(str(tmp_path / "a.png"), "a"), ("/dev/zero" if os.path.exists("/dev/zero") else str(tmp_path), "b")]
+    counts = from_pairs([*given, (tmp_path, "c")], tmp_path / "out")
+    assert counts["pictures"] == 1 and [name for name, _ in counts["skipped"]] == ["row 1", "row 2"]
+    assert all("no regular file" in reason for _, reason in counts["skipped"])
 
 
 def test_a_picture_in_two_splits_stays_in_the_one_that_measures(tmp_path):

@@ -17,7 +17,7 @@ def _recipe(place: Path, _: Any) -> Fuzzed:
 
     place.mkdir(parents=True)
     (place / "recipe.yaml").write_text(to_yaml(load_recipe("demo")))
-    return Fuzzed(place / "recipe.yaml", lambda: load_recipe(place / "recipe.yaml"), "yaml", names=())
+    return Fuzzed(place / "recipe.yaml", lambda: load_recipe(place / "recipe.yaml"), "yaml")
 
 
 @loader("--set", ms=3)

@@ -20,11 +20,12 @@ from robust_loaders import picture
 from robust_models import tiny_model
 from robust_records import write_rankings
 
-from avse import checkpoint, files, rankings
+from avse import bounded, checkpoint, files, rankings
 from avse.config import ConfigError, change, load_recipe
 from avse.data import load_dataset
 from avse.data.debian import DebianError, unpack_package
 from avse.data.shards import PairShards, ShardError
+from avse.export.embeddings import embeddings_writer, read_embeddings
 from avse.index.where import matches, parse
 from avse.start import open_model
 
@@ -118,11 +119,34 @@ def test_an_array_that_claims_a_million_gigabytes(tmp_path):
         load_dataset(tmp_path, split="test")
 
 
-def test_an_archive_that_unpacks_to_more_than_is_read(tmp_path, monkeypatch):
-    path = write_rankings(tmp_path / "r", "npz")
-    monkeypatch.setattr(rankings, "LARGEST", 1000)
-    with pytest.raises(rankings.RankingsError, match="bytes unpacked, at most 1,000 are read"):
+TOO_MUCH = r"bytes or more unpacked, at most [\d,]+ are read of a file of this length"
+
+
+@pytest.mark.parametrize("kind", ["npz", "parquet"])
+def test_an_archive_that_unpacks_to_more_than_is_read(tmp_path, monkeypatch, kind):
+    path = write_rankings(tmp_path / "r", kind)
+    rankings.load_rankings(path)
+    monkeypatch.setattr(bounded, "SPARE", 100)
+    monkeypatch.setattr(bounded, "TIMES", 0)
+    with pytest.raises(rankings.RankingsError, match=TOO_MUCH):
         rankings.load_rankings(path)
+
+
+def test_embeddings_of_a_few_bytes_that_unpack_without_end(tmp_path):
+    """300 MiB of one letter: as a payload in an archive, as an id that a dictionary repeats in a table."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    facts = {"side": "images", "P": 2, "Q": 1, "C": 4, "fingerprint": "f", "model": "m", "avse": "0"}
+    with embeddings_writer(tmp_path / "e.npz", facts, {}) as write:
+        write(["a"], np.full((1, 2, 4), 0.5, np.float32), [{"x": "a" * (300 << 20)}])
+    with embeddings_writer(tmp_path / "e.parquet", facts, {}) as write:
+        write(["a"], np.full((1, 2, 4), 0.5, np.float32), [{}])
+    table = pq.read_table(tmp_path / "e.parquet")
+    many = table.take([0] * 12).set_column(0, "id", pa.array(["a" * (30 << 20)] * 12))
+    pq.write_table(many, tmp_path / "e.parquet", compression="zstd")
+    for name, most in (("e.npz", 1 << 20), ("e.parquet", 50_000)):
+        assert (tmp_path / name).stat().st_size < most
+        with pytest.raises(ValueError, match=TOO_MUCH):
+            read_embeddings(tmp_path / name)
 
 
 OUT = ["../evil.png", "/tmp/evil.png", "a/../../evil.png", "C:\\evil.png", "..\\evil.png", "C:evil.png"]

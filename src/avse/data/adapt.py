@@ -265,6 +265,8 @@ def _content(picture: Any) -> bytes:
     if isinstance(picture, bytes | bytearray | memoryview):
         return bytes(picture)
     if isinstance(picture, str | Path):
+        if Path(picture).exists() and not Path(picture).is_file():  # /dev/zero has no end
+            raise ImageError(f"{picture}", "no regular file")
         return Path(picture).read_bytes()
     if hasattr(picture, "read"):  # an open file
         with suppress(AttributeError, io.UnsupportedOperation):

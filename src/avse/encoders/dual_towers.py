@@ -112,7 +112,7 @@ class DualText(TransformerText, kind="dual-text"):
         elif end not in (2, tokenizer.eos_token_id):
             raise EncoderError(
                 f"{settings.source}: its model looks for the token {end} at a text's end, its tokenizer writes "
-                f"{tokenizer.eos_token_id} ({tokenizer.eos_token!r}): take the model's own tokenizer"
+                f"{tokenizer.eos_token_id} ({tokenizer.eos_token!r:.80}): take the model's own tokenizer"
             )
         super().__init__(settings, model, tokenizer)
         self.padding = "max_length" if self.last else True

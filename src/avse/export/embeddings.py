@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avse import files
+from avse.bounded import check_unpacked
 from avse.export.tables import Write, facts_of, read_table, table_writer
 from avse.index import Index
 from avse.index.contract import Blocks, Payload
@@ -146,6 +147,7 @@ def _texts(data: bytes, offsets: NDArray[np.int64]) -> list[str]:
 
 def _read_archive(path: str | Path) -> tuple[list[str], Blocks, list[Payload], dict[str, Any]]:
     with np.load(path, allow_pickle=False) as archive:
+        check_unpacked(path, sum(member.file_size for member in archive.zip.infolist()))
         facts = {name: archive[name].item() for name in _FACTS}
         rows = facts["P"] if facts["side"] == "images" else facts["Q"]
         blocks = archive["blocks"].reshape(-1, rows, facts["C"])

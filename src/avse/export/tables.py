@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from avse import __version__, files
+from avse.bounded import read_parquet
 from avse.export import check_apart
 from avse.extras import needs
 from avse.index import Index
@@ -170,7 +171,7 @@ def read_table(path: str | Path) -> tuple[list[str], Blocks, list[Payload], dict
         ImportError: pyarrow is not installed.
         ValueError, KeyError, TypeError: The file is none of these.
     """
-    table = arrow().parquet.read_table(path, columns=list(FIXED))
+    table = read_parquet(arrow().parquet, path, FIXED)
     facts = json.loads(table.schema.metadata[b"avse"])
     flat = table["blocks"].combine_chunks().flatten().flatten().to_numpy(zero_copy_only=False)
     rows = facts["P"] if facts["side"] == "images" else facts["Q"]
