@@ -1,5 +1,7 @@
 """`avse verify` finds any flipped byte, and what was added, taken away, cut or exchanged, and names the file."""
 
+import hashlib
+import io
 import os
 import random
 import shutil
@@ -7,13 +9,15 @@ import subprocess
 import sys
 
 import pytest
-from robust_indexes import IDS, fill, restore, unit
+from PIL import Image
+from robust_indexes import restore, unit
 from robust_loaders import ColourEncoder
 from robust_models import tiny_model
 
 from avse import files
 from avse.cli import main
-from avse.index import Index, seal
+from avse.index import Index, seal, segments
+from avse.index.uploads import Uploads
 
 STORES = {
     "memory": {"store": "memory"},
@@ -48,16 +52,36 @@ def files_of(folder):
 
 @pytest.fixture(params=STORES)
 def index(request, tmp_path, monkeypatch):
-    """A closed index with a journal, uploads and a deleted entry."""
+    """A closed index; one of pictures has a journal, a report, an upload, an int8 copy and a deleted entry."""
     path = tmp_path / "i.avse"
     if request.param == "texts":
         with Index.create(path, ColourEncoder(), **STORES["texts"]) as made:
             made.add_texts(["a dog", "a cat", "snow"], progress=False)
-    else:
-        fill(path, **STORES[request.param])
-        with Index.open(path, ColourEncoder()) as made:
-            made.delete(IDS[:1])
+        return path
+    monkeypatch.setattr(segments, "ROWS", 4)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for n in range(6):
+        Image.new("RGB", (8, 6), (40 * n, 90, 200 - 30 * n)).save(photos / f"{n}.png")
+    with Index.create(path, ColourEncoder(), **STORES[request.param]) as made:
+        made.add_images(photos, progress=False)
+        sent = (photos / "0.png").read_bytes() + b"\0"
+        with Image.open(io.BytesIO(sent)) as picture:
+            digest = hashlib.sha256(sent).hexdigest()
+            assert Uploads(made).enter("sent.png", picture, sent, digest, "2026-01-01T00:00:00Z")
+    (photos / "5.png").unlink()
+    with Index.open(path, ColourEncoder()) as made:
+        assert made.add_images(photos, progress=False).removed == 1 and len(made) == 6
+    there = {file.relative_to(path).as_posix() for file in files_of(path)}
+    assert {"journal.sqlite", "report.json", f"uploads/{digest[:2]}/{digest}", "index.json", "seal.json"} <= there
+    assert request.param != "memory" or {"memory/rows.i8", "memory/segments.json"} <= there
     return path
+
+
+def change(path):
+    """Add an entry."""
+    with Index.open(path, ColourEncoder()) as made:
+        made.add_texts(["x"]) if made.side == "texts" else made.add_embeddings(["x"], unit(1, 4, 8))
 
 
 def verify(path, capsys):
@@ -88,7 +112,7 @@ def test_any_flipped_byte_of_an_index(index, most):
         for flips in rounds(paths, most):  # of all files at once, for all are read again each time
             for path, at in flips:
                 flip(path, at, 1 << at % 8)
-            said = list(seal.find_damages(index))
+            said = [sentence for _, sentence in seal.find_damages(index)]
             assert named(said, paths) == [path for path, _ in flips] and len(said) == len(flips), (flips, said)
             for path, at in flips:
                 flip(path, at, 1 << at % 8)
@@ -98,32 +122,70 @@ def test_any_flipped_byte_of_an_index(index, most):
 def test_the_command_says_so_and_says_it_again(index, capsys):
     assert verify(index, capsys)[0] == 0
     largest = max(files_of(index), key=lambda path: path.stat().st_blocks)
-    for path in {largest, index / "index.json", index / "seal.json"}:
+    small = [path for path in (index / "report.json", index / "journal.sqlite") if path.exists()]
+    for path in (*small, largest, index / "index.json", index / "seal.json"):
         flip(path, path.stat().st_size - 2)
-        for _ in range(2):  # what verify opens and closes does not become sound by that
-            status, said = verify(index, capsys)
-            assert status == 1 and str(path) in said, path
+        said = [verify(index, capsys) for _ in range(3)]  # what verify opens and closes does not become sound by that
+        assert said[0][0] == 1 and str(path) in said[0][1] and said == said[:1] * 3, path
         flip(path, path.stat().st_size - 2)
         if path.name == "seal.json":
-            with Index.open(index, ColourEncoder()) as made:
-                made.add_texts(["x"]) if made.side == "texts" else made.add_embeddings(["x"], unit(1, 4, 8))
-        assert verify(index, capsys)[0] == 0, path
+            change(index)
+        assert verify(index, capsys) == (0, f"{index}: whole\n"), path
 
 
-@pytest.mark.parametrize("change", ["added", "removed", "cut", "longer", "swapped", "unsealed"])
-def test_other_changes_of_an_index(index, change, capsys):
+def test_the_command_changes_no_file_of_ours(index, capsys):
+    engines = (index / "embedded", index / "seal.json")[: 2 * (index / "embedded").exists()]
+    before = {path: path.read_bytes() for path in files_of(index) if not any(map(path.is_relative_to, engines))}
+    assert len(before) >= 3 and verify(index, capsys)[0] == 0
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("damage", ["flipped", "removed", "added"])
+def test_an_index_that_is_verified_first_when_it_is_damaged_has_that_damage_alone(index, capsys, damage):
+    """The engine settles some files at the first opening after a change; they are not taken for damage then."""
+    path, kept = index / "report.json", b""
+    if damage == "added":
+        path = index / "foreign"
+        path.write_bytes(b"x")
+    elif path.exists():
+        kept = path.read_bytes()
+        flip(path, 5) if damage == "flipped" else path.unlink()
+    else:
+        pytest.skip("an index of texts has no report")
+    said = [verify(index, capsys) for _ in range(3)]
+    assert said[0][0] == 1 and said[0][1].startswith(f"{path} is ") and said[0][1].count("\n") == 1
+    assert said == said[:1] * 3
+    path.write_bytes(kept) if kept else path.unlink()
+    assert verify(index, capsys) == (0, f"{index}: whole\n")
+
+
+@pytest.mark.parametrize("name", ["index.json", "seal.json"])
+def test_a_manifest_that_is_gone_is_damage(index, capsys, name):
+    kept = (index / name).read_bytes()
+    (index / name).unlink()
+    for _ in range(2):
+        status, said = verify(index, capsys)
+        assert status == 1 and f"{index / name}" in said and "gone" in said
+    (index / name).write_bytes(kept)
+    if name == "seal.json":
+        change(index)  # it tells of files that the engine has settled since
+    assert verify(index, capsys)[0] == 0
+
+
+@pytest.mark.parametrize("damage", ["added", "removed", "cut", "longer", "swapped", "unsealed"])
+def test_other_changes_of_an_index(index, damage, capsys):
     names = {path.relative_to(index).as_posix(): path for path in files_of(index)}
     path = next(p for n, p in names.items() if n.endswith(("rows.jsonl", "mutable_id_tracker.mappings")))
-    if change == "added":
+    if damage == "added":
         path = path.with_name("foreign")
         path.write_bytes(b"x")
-    elif change == "removed":
+    elif damage == "removed":
         path.unlink()
-    elif change == "cut":
+    elif damage == "cut":
         os.truncate(path, path.stat().st_size - 1)
-    elif change == "longer":
+    elif damage == "longer":
         path.write_bytes(path.read_bytes() + b"\0")
-    elif change == "swapped":
+    elif damage == "swapped":
         other = index / "index.json"
         one, two = path.read_bytes(), other.read_bytes()
         path.write_bytes(two)
@@ -166,8 +228,7 @@ def test_a_damaged_seal_is_said_until_the_index_is_changed(index, capsys, gone):
         path.write_bytes(whole)
         assert str(other) in verify(index, capsys)[1]
         path.unlink()
-    with Index.open(index, ColourEncoder()) as made:
-        made.add_texts(["x"]) if made.side == "texts" else made.add_embeddings(["x"], unit(1, 4, 8))
+    change(index)
     assert verify(index, capsys)[0] == 0
 
 
@@ -231,18 +292,30 @@ def test_any_flipped_byte_of_a_model(tmp_path, request, most):
                 flip(path, at, 1 << at % 8)
 
 
-@pytest.mark.parametrize("change", ["added", "removed", "cut", "swapped"])
-def test_other_changes_of_a_model(tmp_path, request, change, capsys):
+def test_a_model_without_its_manifest_is_damaged_and_no_folder_at_all_is_none(tmp_path, request, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model(request), folder)
+    (folder / "manifest.json").unlink()
+    status, said = verify(folder, capsys)
+    assert status == 1 and said == f"{folder / 'manifest.json'}: expected a manifest, found no such file\n"
+    assert main(["verify", str(tmp_path / "nowhere")]) == 1
+    assert f"{tmp_path / 'nowhere'}: no such folder" in capsys.readouterr().err
+    assert main(["verify", str(tmp_path)]) == 1
+    assert f"verify {folder} inside it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["added", "removed", "cut", "swapped"])
+def test_other_changes_of_a_model(tmp_path, request, damage, capsys):
     folder = tmp_path / "model"
     shutil.copytree(tiny_model(request), folder)
     assert verify(folder, capsys)[0] == 0
     path = folder / "config.json"
-    if change == "added":
+    if damage == "added":
         path = folder / "text_encoder" / "foreign.py"
         path.write_text("x")
-    elif change == "removed":
+    elif damage == "removed":
         path.unlink()
-    elif change == "cut":
+    elif damage == "cut":
         os.truncate(path, 5)
     else:
         one, two = path.read_bytes(), (folder / "calibration.json").read_bytes()

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     """Print each damage on a line, or that all is whole; return 1 for damage.
 
     Raises:
-        ValueError: Neither an index nor a model folder.
+        ValueError: Neither an index nor a model folder, not even a damaged one.
         OSError: It cannot be looked at: another process has it, it is read-only, or its server fails.
     """
     damages = 0
@@ -36,34 +36,53 @@ def run(args: argparse.Namespace) -> int:
         emit({"path": args.path, "whole": not damages, "damages": damages})
     elif not damages:
         print(f"{args.path}: whole")
+    else:
+        print(
+            "copy what is named back from a backup, or make the index anew (avse index --force), save the model again",
+            file=sys.stderr,
+        )
     return 1 if damages else 0
 
 
 def _damages(path: str) -> Iterator[str]:
-    from avse.files import MANIFEST, find_damages
-    from avse.index.manifest import is_index
+    from avse.files import find_damages
 
-    if "://" in path or is_index(Path(path)):
+    if "://" in path or _is_index(Path(path)):
         yield from _index_damages(path)
-    elif (Path(path) / MANIFEST).exists():
+    elif _is_model(Path(path)):
         yield from map(str, find_damages(path, foreign=True))
+    elif not Path(path).exists():
+        raise FileNotFoundError(f"{path}: no such folder")
     else:
-        held = [str(one) for one in sorted(Path(path).glob("*")) if is_index(one) or (one / MANIFEST).exists()]
-        inside = f": verify {', '.join(held)} inside it" if held else f" (no index.json, no {MANIFEST})"
+        held = [str(one) for one in sorted(Path(path).glob("*")) if _is_index(one) or _is_model(one)]
+        inside = f": verify {', '.join(held)} inside it" if held else " (no index.json, no manifest.json)"
         raise ValueError(f"{path} is neither an index nor a model folder of avse{inside}")
 
 
+def _is_index(path: Path) -> bool:
+    """Tell an index, though its manifest be gone."""
+    from avse.index import manifest, seal
+
+    return manifest.is_index(path) or (path / seal.NAME).is_file()
+
+
+def _is_model(path: Path) -> bool:
+    """Tell a model's folder, or an export with a manifest, though that be gone."""
+    from avse.files import MANIFEST
+
+    return (path / MANIFEST).exists() or (path / "image_encoder" / "encoder.json").is_file()
+
+
 def _index_damages(path: str) -> Iterator[str]:
-    from avse.files import write_bytes
     from avse.index import Index, seal
     from avse.index.contract import NotOwnedError
 
     folder = None if "://" in path else Path(path)
-    broken = list(seal.find_damages(folder)) if folder else []
-    yield from broken
+    broken = dict(seal.find_damages(folder)) if folder else {}
+    yield from broken.values()
     if folder and not seal.is_sealed(folder):
         print(f"{path} is not sealed (it is open, or its process died): entries alone are checked", file=sys.stderr)
-    kept = (folder / seal.NAME).read_bytes() if folder and broken and (folder / seal.NAME).is_file() else b""
+    kept = seal.read(folder) if folder and broken and seal.NAME not in broken else {}
     try:
         with Index.open(path) as index:
             yield from index.verify()
@@ -72,5 +91,5 @@ def _index_damages(path: str) -> Iterator[str]:
             raise
         yield str(error)
     finally:
-        if folder and kept:  # or the damage would be sealed in
-            write_bytes(folder / seal.NAME, kept)
+        if folder and kept and (folder / seal.NAME).is_file():  # or the damage would be sealed in
+            seal.leave_damages(folder, kept, broken)

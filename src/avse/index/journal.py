@@ -35,7 +35,6 @@ CREATE TEMP TABLE todo (path TEXT PRIMARY KEY, bytes INTEGER, modified INTEGER) 
 CREATE TEMP TABLE gone (path TEXT PRIMARY KEY, sha256 TEXT, found INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 CREATE INDEX gone_of_content ON gone (sha256);
 CREATE TEMP TABLE claims (path TEXT PRIMARY KEY, bytes INTEGER, modified INTEGER, sha256 TEXT) WITHOUT ROWID;
-PRAGMA user_version = 1;
 """
 UPLOAD = "upload:"
 """Before the content of an uploaded picture: it is in the index whatever becomes of any path, and never dirty."""
@@ -253,6 +252,8 @@ class Journal:
                     raise sqlite3.DatabaseError(f"version {version}, not {_VERSION}")
                 database.execute("PRAGMA synchronous = FULL")
                 database.executescript(_TABLES)
+                if not version:  # setting it writes, and what is only checked stays as it is
+                    database.execute(f"PRAGMA user_version = {_VERSION}")
                 return database
             except sqlite3.DatabaseError as error:
                 database.close()

@@ -43,7 +43,7 @@ class MemoryStore:
         Raises:
             StoreError: Files are missing, shorter than they should be or unreadable.
         """
-        self._layout, self._lock = layout, lock
+        self._layout, self._lock, self._changed = layout, lock, False
         self._rows = Rows(folder, layout.document)
         self._segments = self._find_segments()
 
@@ -60,6 +60,7 @@ class MemoryStore:
         """Append the rows; former rows of the same ids no longer count."""
         if ids:
             self.own()
+            self._changed = True
             self._rows.add(ids, blocks, payloads)
 
     def delete(self, ids: Sequence[str]) -> int:
@@ -68,6 +69,7 @@ class MemoryStore:
             return 0
         self.own()
         gone = sorted(self.known(ids))
+        self._changed = True
         self._rows.delete(gone)
         return len(gone)
 
@@ -108,6 +110,7 @@ class MemoryStore:
         self.own()
         if not self._rows.alive.all():
             former = self._segments
+            self._changed = True
             self._rows.compact()
             former.remove()
             self._segments = self._find_segments()
@@ -184,7 +187,7 @@ class MemoryStore:
         """Flush and release the lock."""
         try:
             self.flush()
-            self._lock.seal(changed=True)
+            self._lock.seal(self._changed)
         finally:
             self._lock.release()
 

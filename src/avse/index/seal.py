@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -99,23 +99,32 @@ def empty_lock(folder: Path) -> None:
     os.truncate(folder / LOCK, 0)
 
 
-def find_damages(folder: Path) -> Iterator[str]:
-    """Yield a sentence for each file that is not as it was sealed; nothing where the index is not sealed."""
+def leave_damages(folder: Path, files: dict[str, str], names: Iterable[str]) -> None:
+    """Seal these damaged files as before, by the digests in ``files`` of then: verify must go on naming them."""
+    now = read(folder)
+    for name in names:
+        now.pop(name, None)
+        now |= {name: files[name]} if name in files else {}
+    put(folder, now)
+
+
+def find_damages(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield path and a sentence for each file that is not as it was sealed; nothing where the index is not sealed."""
     if not is_sealed(folder):
         return
     try:
         files = read(folder)
     except (OSError, ValueError) as error:
-        yield f"{folder / NAME} is damaged or gone ({error}): the files were not compared with it"
+        yield NAME, f"{folder / NAME} is damaged or gone ({error}): the files were not compared with it"
         return
     there = stats_of(folder)
     for name in sorted({*files, *there}):
         if name not in files:
-            yield f"{folder / name} is none of the index's files: nobody added it while the index was open"
+            yield name, f"{folder / name} is none of the index's files: nobody added it while the index was open"
         elif name not in there:
-            yield f"{folder / name} is gone"
+            yield name, f"{folder / name} is gone"
         elif digest(folder / name) != files[name]:
-            yield f"{folder / name} is damaged: it is not what was written when the index was closed"
+            yield name, f"{folder / name} is damaged: it is not what was written when the index was closed"
 
 
 def is_sealed(folder: Path) -> bool:
