@@ -14,16 +14,27 @@ def test_a_soak_ends_with_1_where_something_grows(avse, monkeypatch, tmp_path, g
     def turns(seconds, *, model, store):
         assert (seconds, model, store) == (60, "a model", "memory")
         for n in range(60):
-            yield Turn(float(n + 1), 64, 100.0 + grows * n, 8, 1.5)
+            yield Turn(float(n + 1), 64, 100.0 + grows * n, 8, 1.5, n / 10)
 
     monkeypatch.setattr("avse.benchmarks.soak.soak", turns)
     asked = ("bench", "soak", "--seconds", 60, "--model", "a model", "--store", "memory")
     said = avse(*asked, "--out-json", tmp_path / "soak.json")
     lines = said.out.splitlines()
-    assert said.code == code and lines[0] == "     1 s: 64 entries, 100 MiB resident, 8 handles, 1.5 MiB on the disk"
-    assert 10 <= len(lines) <= 13 and ("NOT flat" in said.out) == bool(code) and "handles at most 8, then 8" in said.out
+    assert (
+        said.code == code
+        and lines[0] == "     1 s: 64 entries, 100 MiB resident, 8 handles, 1.50 MiB on the disk, the engine's log 0.0"
+    )
+    assert (
+        10 <= len(lines) <= 13
+        and "log at most 5.9 MiB" in said.out
+        and ("NOT flat" in said.out) == bool(code)
+        and "handles at most 8, then 8" in said.out
+    )
     kept = json.loads((tmp_path / "soak.json").read_text())
-    assert kept["command"] == "avse bench soak --seconds 60 --store memory" and kept["machine"]["threads"] == 1
+    assert (
+        kept["command"] == "avse bench soak --seconds 60 --model 'a model' --store memory"
+        and kept["machine"]["threads"] == 1
+    )
     assert kept["rows"][0]["flat"] is not bool(code) and len(kept["rows"]) == 61
     told = avse(*asked, "--json").json
     assert told[0] == kept["rows"][1] and told[-1] == kept["rows"][0]

@@ -11,8 +11,8 @@ from avse.benchmarks.soak import Turn, judge, soak
 from avse.index import Index
 
 
-def series(rss=lambda n: 100.0, disk=lambda n: 5.0, handles=lambda n: 8, turns=60):
-    return [Turn(float(n), 10, rss(n), handles(n), disk(n)) for n in range(1, turns + 1)]
+def series(rss=lambda n: 100.0, disk=lambda n: 5.0, handles=lambda n: 8, log=lambda n: n % 64, turns=60):
+    return [Turn(float(n), 10, rss(n), handles(n), disk(n), log(n)) for n in range(1, turns + 1)]
 
 
 @pytest.mark.parametrize(
@@ -22,8 +22,10 @@ def series(rss=lambda n: 100.0, disk=lambda n: 5.0, handles=lambda n: 8, turns=6
         (series(rss=lambda n: 100 + min(n, 15)), True),  # warms up in the first quarter
         (series(rss=lambda n: 100 + n % 7), True),
         (series(rss=lambda n: 100 + 0.2 * n), False),  # 8 MiB of 108 in the last two thirds
-        (series(disk=lambda n: 5 + 0.02 * n), True),  # 0.8 MiB: a log that fills
-        (series(disk=lambda n: 5 + 0.3 * n), False),  # 12 MiB
+        (series(disk=lambda n: 5 + 0.005 * n), True),  # 0.2 MiB of 5.2
+        (series(disk=lambda n: 5 + 0.02 * n), False),  # 0.8 MiB of 5.8
+        (series(log=lambda n: 1.2 * n), True),  # fills its two segments, and would be cut next
+        (series(log=lambda n: 1.3 * n), False),  # 78 MiB
         (series(handles=lambda n: 8 + n // 45), False),
         (series(handles=lambda n: 8 + n % 2), True),
     ],
@@ -49,6 +51,7 @@ def test_a_short_soak_is_flat_beyond_a_reopening(tmp_path, tiny_config):
     assert turns[-1].handles <= turns[1].handles, turns
     assert turns[-1].rss_mib < turns[1].rss_mib + 96, turns  # with the first pruning a segment of 64 MiB is laid out
     assert turns[-1].rss_mib < turns[2].rss_mib + 16, turns
+    assert all(0 < turn.log_mib < 8 and 0 < turn.disk_mib < 8 for turn in turns), turns
 
 
 @pytest.mark.slow

@@ -176,7 +176,7 @@ def _scoring(args: argparse.Namespace) -> int:
         else:
             print(_scoring_lines(row, rows[-1] if rows else None), flush=True)
         rows.append(row)
-    told = {"command": "avse bench scoring", "parts": list(parts), "runs": args.runs, "sizes": vars(sizes)}
+    told = {"parts": list(parts), "runs": args.runs, "sizes": vars(sizes)}
     line = measured.finish(args, rows, told, f"; medians of {args.runs}; targets are meant for the sizes of --full")
     if args.out:
         plot.draw_scoring(rows, Path(args.out), line)
@@ -220,9 +220,7 @@ def _matching(args: argparse.Namespace) -> int:
     rows = measure_matching(sizes, runs=args.runs, threads=args.threads, device=args.device)
     for row in rows:
         common.emit(row) if args.json else print(_matching_line(row))
-    asked = " ".join(f"--{name} {getattr(args, name)}" for name in ("images", "texts", "runs", "threads", "device"))
-    told = {"command": f"avse bench matching {asked}", "sizes": vars(sizes)}
-    line = measured.finish(args, rows, told, f"; medians of {args.runs}")
+    line = measured.finish(args, rows, {"sizes": vars(sizes)}, f"; medians of {args.runs}")
     if args.out:
         plot.draw_matching(rows, Path(args.out), line)
     return 0
@@ -262,7 +260,7 @@ def _index(args: argparse.Namespace) -> int:
         for row in measure_graph(args.graph, args.shape, k=args.k, runs=2 * args.runs + 1):
             tell(row)
     own = {"pictures": args.pictures and "own", "model": args.model and "own"}
-    measured.finish(args, rows, {"command": "avse bench index", "sizes": vars(sizes), **own})
+    measured.finish(args, rows, {"sizes": vars(sizes), **own})
     return 0
 
 
@@ -310,7 +308,7 @@ def _train(args: argparse.Namespace) -> int:
             head = "" if rows and rows[-1]["measure"] == row["measure"] else f"{row['measure']}: {row['at']}\n"
             print(head + _train_line(row) + measured.targets(row), flush=True)
         rows.append(row)
-    told = {"command": "avse bench train", "runs": args.runs, "sizes": vars(sizes)}
+    told = {"runs": args.runs, "sizes": vars(sizes)}
     shapes = "tiny encoders" if args.small else "ViT-B/16 at 224 px and BERT-base, random weights"
     measured.finish(args, rows, told, f"; {shapes}; medians of {args.runs}")
     return 0

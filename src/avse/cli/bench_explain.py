@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         for measure, pictures in ((measure_deletion, args.deletion), (measure_words, args.words)):
             for row in measure(model, data, pictures=pictures, seed=args.seed) if pictures else ():
                 tell(row)
-    told = {"command": "avse bench explain", "models": [args.scenes_model, args.model], "seed": args.seed}
+    told = {"models": [args.scenes_model, args.model], "seed": args.seed}
     measured.finish(args, rows, told, "; intervals of 95 % by bootstrap over pictures")
     return 0
 

@@ -29,13 +29,14 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from avse.benchmarks.exporting import measure_exports
+    from avse.data.entries import read_lines
     from avse.start import open_model
 
     measured.check_outputs(args)
     torch.set_num_threads(args.threads)
     sentences = list(SENTENCES)
     if args.sentences:
-        sentences = [line.strip() for line in Path(args.sentences).read_text("utf-8").splitlines() if line.strip()]
+        sentences = [line.strip() for line in read_lines(Path(args.sentences)) if line.strip()]
         if not sentences:
             raise ValueError(f"{args.sentences} holds no sentence: write one a line")
     rows: list[dict[str, Any]] = []
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     for row in measure_exports(open_model(args.model), args.index, sentences, k=args.k, runs=args.runs):
         common.emit(row) if args.json else print(_line(row), flush=True)
         rows.append(row)
-    told = {"command": "avse bench export", "sentences": len(sentences), "k": args.k, "runs": args.runs}
+    told = {"sentences": len(sentences), "k": args.k, "runs": args.runs}
     note = f"; {len(sentences)} sentences, first {args.k}, medians of {args.runs} turns"
     measured.finish(args, rows, told, note)
     return 0

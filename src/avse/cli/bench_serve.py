@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
             else:
                 print(_line(row) + measured.targets(row), flush=True)
             rows.append(row)
-    told = {"command": "avse bench serve", "entries": entries, "store": store, "sizes": vars(sizes)}
+    told = {"entries": entries, "store": store, "sizes": vars(sizes)}
     note = f"; {entries:,} entries, {store} store, load from another process on the same cores; medians of {args.runs}"
     measured.finish(args, rows, told, note)
     return 0

@@ -38,18 +38,20 @@ def run(args: argparse.Namespace) -> int:
         common.emit(found)
     else:
         kinds = (("rss_mib", "memory"), ("disk_mib", "disk"))
-        growth = ", ".join(f"{name} {found[key]['growth']:+.1%}" for key, name in kinds)
+        growth = ", ".join(
+            f"{name} {found[key]['growth']:+.1%} ({found[key]['gained']:+.1f} MiB)" for key, name in kinds
+        )
         print(
-            f"{len(turns):,} turns; over the last two thirds: {growth}, handles at most {found['handles']['first']}, "
+            f"{len(turns):,} turns; log at most {found['log_mib']['most']:.1f} MiB; over the last two thirds: "
+            f"{growth}, handles at most {found['handles']['first']}, "
             f"then {found['handles']['last']}: {'flat' if found['flat'] else 'NOT flat'}"
         )
-    rows = [found, *map(asdict, turns)]
-    measured.finish(args, rows, {"command": f"avse bench soak --seconds {args.seconds} --store {args.store}"})
+    measured.finish(args, [found, *map(asdict, turns)], {})
     return 0 if found["flat"] else 1
 
 
 def _line(turn: Any) -> str:
     return (
         f"{turn.seconds:6.0f} s: {turn.entries} entries, {turn.rss_mib:,.0f} MiB resident, {turn.handles} handles, "
-        f"{turn.disk_mib:,.1f} MiB on the disk"
+        f"{turn.disk_mib:,.2f} MiB on the disk, the engine's log {turn.log_mib:,.1f}"
     )

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         print("\n".join(_lines(row)))
     args.threads = torch.get_num_threads()
-    measured.finish(args, [row], {"command": "avse bench weak"})
+    measured.finish(args, [row], {})
     return 0
 
 

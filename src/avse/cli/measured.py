@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+from collections.abc import Sequence
 from typing import Any
 
 from avse.cli import common
@@ -47,8 +49,16 @@ def finish(args: argparse.Namespace, rows: list[dict[str, Any]], told: dict[str,
     if not args.json:
         print(line + note)
     if args.out_json:
-        files.write_json(args.out_json, {"machine": host, **told, "rows": rows})
+        files.write_json(args.out_json, {"machine": host, "command": _command(args.words), **told, "rows": rows})
     return line
+
+
+def _command(words: Sequence[str]) -> str:
+    """Write the command that was given, but for where its output went."""
+    kept = [word for word in words if word not in ("--json", "--force")]
+    while found := [at for at, word in enumerate(kept) if word in ("--out", "--out-json")]:
+        del kept[found[0] : found[0] + 2]
+    return shlex.join(["avse", *kept])
 
 
 def targets(row: dict[str, Any]) -> str:
