@@ -24,8 +24,8 @@ from avse.scoring import aeom
 from avse.trainer.chunks import Tokens, even_parts, parts_by_length
 from avse.trainer.watch import spread
 
-TEXT_PARTS, LEAST_TEXTS = 4, 16
-"""A batch's texts are encoded in so many parts of like length, of so many texts at least."""
+TEXT_PARTS, LEAST_TEXTS = 4, {"cpu": 16, "cuda": 128}
+"""A batch's texts are encoded in so many parts of like length, of so many texts at least: fewer do not fill a GPU."""
 SMALLEST_SCALE = 1.0
 """fp16: below this scale of the loss it is no longer the scale that makes a gradient overflow."""
 
@@ -221,7 +221,9 @@ class Step:
                 return self.model.text_encoder(batch.texts[rows, :longest], batch.mask[rows, :longest])
 
         if cut:
-            parts = parts_by_length(lengths, size or max(LEAST_TEXTS, math.ceil(count / TEXT_PARTS)))
+            parts = parts_by_length(
+                lengths, size or max(LEAST_TEXTS.get(self.model.device.type, 128), math.ceil(count / TEXT_PARTS))
+            )
         else:
             parts = even_parts(count, size or count)
         return Tokens(encode, parts, cached=trained and size is not None)
