@@ -52,7 +52,7 @@ def write_folder(
         OSError: the disk refused; the former folder is as it was.
     """
     folder = Path(folder)
-    if folder.exists() and not force:
+    if files.is_taken(folder) and not force:
         raise FileExistsError(f"{folder} exists; pass force=True (--force) to replace it")
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir(parents=True)
@@ -166,7 +166,14 @@ def read_config(folder: Path) -> ModelConfig:
     """Read a model folder's configuration after its manifest was verified."""
     path = folder / CONFIG
     if not path.is_file():
-        raise CheckpointError(f"{folder}: no {CONFIG}; a model folder has {CONFIG}, {WEIGHTS} and {files.MANIFEST}")
+        made = (
+            "; it is an export: give the model it was made of"
+            if any((folder / name).is_file() for name in ("export.json", "modules.json"))
+            else ""
+        )
+        raise CheckpointError(
+            f"{folder}: no {CONFIG}; a model folder has {CONFIG}, {WEIGHTS} and {files.MANIFEST}{made}"
+        )
     try:
         config = parse(ModelConfig, json.loads(path.read_text("utf-8")))
         config.model_dump_json()  # half a character (a lone surrogate) in it could be written nowhere

@@ -54,6 +54,12 @@ def check_target(path: str | Path, force: bool = False) -> None:
         raise FileExistsError(f"{path} is there already: choose another name or --force")
 
 
+def is_taken(folder: str | Path) -> bool:
+    """Tell whether a folder of this name would be replaced: an empty one is none."""
+    folder = Path(folder)
+    return folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
+
+
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write ``data`` to ``path`` atomically; missing parent folders are made.
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from avse.checkpoint import CheckpointError
 from avse.cli import main
 from avse.config import ModelConfig, parse
 from avse.export import onnx as export
@@ -238,6 +239,10 @@ def test_an_export_that_differs_is_refused(exported, tmp_path, monkeypatch):
 def test_only_an_export_is_replaced(models, tmp_path):
     model = models("regions, one view")
     (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "export.json").write_text("mine")
+    write_manifest(tmp_path / "mine")
+    with pytest.raises(CheckpointError, match="no config.json; .*it is an export: give the model it was made of"):
+        AVSE.from_pretrained(tmp_path / "mine")
     model.save_pretrained(tmp_path / "model")
     model.folder = None
     for name in ("mine", "model"):

@@ -27,6 +27,7 @@ from avse.encoders import EncoderError, TextEncoder, build_text_encoder
 from avse.encoders.base import transformer_config
 from avse.files import ManifestError, verify_manifest, write_manifest
 from avse.index import Index, StoreError
+from avse.index.journal import Journal
 from avse.index.segments import ROWS, Segments
 from avse.model import AVSE
 from avse.rankings import RankingsError, load_rankings
@@ -371,6 +372,21 @@ def test_settings_of_which_nearly_all_are_wrong_are_not_all_told():
     with pytest.raises(ConfigError, match="; and 12 more$") as error:
         parse(ModelConfig, {f"key{number}": 1 for number in range(20)})
     assert str(error.value).count("key") < 20
+
+
+@pytest.mark.parametrize("name", [b"indexdirty_contents", b"tablecontents"])
+def test_a_journal_whose_tables_have_names_in_no_encoding(tmp_path, name):
+    path = tmp_path / "journal.sqlite"
+    Journal(path).close()
+    data = path.read_bytes()
+    path.write_bytes(data.replace(name, b"\xff" + name[1:]))
+    assert path.read_bytes() != data
+    with pytest.raises(StoreError, match=r"journal.sqlite: .*a damaged journal may be deleted"):
+        Journal(path, anew=False)
+    made = Journal(path)
+    assert made.count() == 0
+    made.close()
+    assert path.read_bytes() == data
 
 
 @pytest.mark.parametrize("segments", ["[[Infinity, Infinity]]", "[" * 100_000])

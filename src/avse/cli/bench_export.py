@@ -40,9 +40,9 @@ def run(args: argparse.Namespace) -> int:
         if not sentences:
             raise ValueError(f"{args.sentences} holds no sentence: write one a line")
     rows: list[dict[str, Any]] = []
-    if not args.json:
-        print(f"{'format':22} {'what it holds':18} {'largest difference':>18} {'MB':>7} {'ms a query':>10}")
     for row in measure_exports(open_model(args.model), args.index, sentences, k=args.k, runs=args.runs):
+        if not args.json and not rows:
+            print(f"{'format':22} {'what it holds':18} {'largest difference':>18} {'MB':>7} {'ms a query':>10}")
         common.emit(row) if args.json else print(_line(row), flush=True)
         rows.append(row)
     told = {"sentences": len(sentences), "k": args.k, "runs": args.runs}

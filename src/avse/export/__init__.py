@@ -46,7 +46,7 @@ def check_folder(out: str | Path, kind: str, force: bool, source: str | Path | N
     """
     if source is not None:
         check_apart(source, out)
-    if not Path(out).exists():
+    if not files.is_taken(out):
         return
     if kind_of(out) != kind:
         raise FileExistsError(f"{out} is there already and no export of kind {kind}: choose another name")

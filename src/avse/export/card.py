@@ -145,8 +145,6 @@ def _front(name: str, record: Record, figures: Figures | None, licence: str | No
     front: dict[str, Any] = {"license": licence or "unknown", "library_name": "avse"}
     front["pipeline_tag"] = "feature-extraction"
     front["tags"] = ["avse", "image-text-retrieval", "multi-vector", "late-interaction"]
-    if record.data is not None:
-        front["datasets"] = [record.data.name]
     if figures is not None and figures.split == "test":
         metrics = []
         for key, (value, ends) in figures.values.items():

@@ -255,7 +255,7 @@ class Journal:
                 if not version:  # setting it writes, and what is only checked stays as it is
                     database.execute(f"PRAGMA user_version = {_VERSION}")
                 return database
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # sqlite quotes damage as it stands
                 database.close()
                 if isinstance(error, sqlite3.OperationalError) or self._file is None or attempt == 2 or not anew:
                     raise
@@ -267,7 +267,7 @@ class Journal:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise StoreError(
                 f"{self._file or 'the temporary journal'}: {error}; what was reported as done is in the index: run the "
                 "same command again when the disk can be written (a damaged journal may be deleted, it is made anew)"
