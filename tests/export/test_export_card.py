@@ -109,6 +109,7 @@ def test_what_is_not_known_is_said_to_be_so(run, tmp_path):
     text = (tmp_path / "val" / "README.md").read_text()
     best = json.loads((run / "run.json").read_text())["best"]
     assert f"| R@1, sentence to picture | {best['t2i']['r1']:.1f} | not recorded |" in text
+    assert re.search(r"split val: \d+ pictures, \d+ captions; resolution 32, precision fp32, seed 0\.", text)
     assert "flatter it; no test figures are recorded: `avse export MODEL --to huggingface --data DATA" in text
     card = ModelCard.load(tmp_path / "val" / "README.md")
     assert card.data.license == "unknown" and card.data.eval_results is None
@@ -117,6 +118,20 @@ def test_what_is_not_known_is_said_to_be_so(run, tmp_path):
     assert write_folder(tmp_path / "alone" / "model", tmp_path / "bare")["split"] is None
     text = (tmp_path / "bare" / "README.md").read_text()
     assert "Not recorded: no run.json of this very model" in text and "None are recorded; `avse export" in text
+
+
+@pytest.mark.parametrize(
+    ("found", "done", "said"),
+    [(0, "warn", "0"), (2, "warn", "2 (they were kept)"), (1, "drop", "1 (they were left out)")],
+)
+def test_what_became_of_pictures_found_again_is_said_in_words(run, tmp_path, found, done, said):
+    shutil.copytree(run, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    record["leaks"] = {"looked": True, "found": found, "done": done}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    write_folder(tmp_path / "run" / "model", tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert f"- training pictures found again in validation or test: {said}\n" in text
 
 
 def test_another_models_record_is_not_taken(run, tiny_vit_folder, tiny_bert_folder, tmp_path):

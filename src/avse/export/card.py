@@ -7,6 +7,7 @@ the model loads and verifies whatever becomes of it. Knows no network.
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -74,7 +75,7 @@ def write_folder(
     check_folder(out, HUB, force, model)
     manifest = files.verify_manifest(model)
     config, record = checkpoint.read_config(model), read_record(model, manifest.get("fingerprint"))
-    figures = _recorded(record) if data is None else _measured(model, data, split)
+    figures = _recorded(record, model) if data is None else _measured(model, data, split)
     card = model_card(out.resolve().name, config, record, figures, licence, checkpoint.CALIBRATION in manifest["files"])
 
     def fill(folder: Path) -> None:
@@ -188,9 +189,13 @@ def _training_data(record: Record) -> str:
         said = [f"{number:,} {word}" for number, word in numbers if number is not None]
         lines.append(f"- {split} ({use}): {', '.join(said) or 'not recorded'}")
     if record.leaks.looked:
-        leaks = f"{record.leaks.found} ({record.leaks.done})"
-        lines.append(f"- training pictures found again in validation or test: {leaks}")
+        done = f" ({_LEAKS.get(record.leaks.done, record.leaks.done)})" if record.leaks.found else ""
+        lines.append(f"- training pictures found again in validation or test: {record.leaks.found}{done}")
     return "\n".join(lines)
+
+
+_LEAKS = {"warn": "they were kept", "drop": "they were left out", "ignore": "they were kept"}
+"""What was done with them, in words."""
 
 
 def _figures(figures: Figures | None) -> str:
@@ -257,7 +262,7 @@ def _title(key: str) -> str:
     return {"rsum": "rSum", "duplicate_aware_rsum": "rSum, duplicate-aware"}[key]
 
 
-def _recorded(record: Record) -> Figures | None:
+def _recorded(record: Record, model: Path) -> Figures | None:
     """Return the test figures of a demo of one seed, else the validation figures of the best epoch, else nothing."""
     demo, data, best = record.demo, record.data, record.best
     if demo is not None and demo.seeds == [0] and "avse" in demo.systems:
@@ -267,7 +272,14 @@ def _recorded(record: Record) -> Figures | None:
         return Figures(demo.dataset, "test", told, _recalls(own) | {"rsum": (own.rsum.mean, own.rsum.ci)})
     if best is None or data is None:
         return None
-    told = f"{data.val.images or 0:,} pictures, {data.val.pairs or 0:,} captions"
+    told, settings = (
+        f"{data.val.images or 0:,} pictures, {data.val.pairs or 0:,} captions",
+        record.identity.config or {},
+    )
+    pixels = json.loads((model / "image_encoder" / "encoder.json").read_text("utf-8")).get("pixels")
+    known = {**settings, **({"resolution": pixels["size"][0]} if pixels else {})}
+    meta = [f"{key} {known[key]}" for key in ("resolution", "precision", "seed") if key in known]
+    told += f"; {', '.join(meta)}" if meta else ""
     return Figures(data.name, "val", told, _recalls(best) | {"rsum": (best.rsum, None)})
 
 
