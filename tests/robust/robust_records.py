@@ -203,6 +203,7 @@ def _card(name: str) -> Build:
             "precision": "fp32", "seeds": [0], "systems": {"avse": {**best, "rsum": {"mean": 13.0, "ci": [1, 20]}}},
         }  # fmt: skip
         result = {"identity": {"train": config}, "best_epoch": 1, "seconds": {"train": 1.5}}
+        write_json(place / "model/image_encoder/encoder.json", {"pixels": {"size": [32, 32]}})
         if name != "run.json":
             write_json(place / "report.json", report)
             write_json(place / "systems/avse-seed0/result.json", result)
@@ -211,7 +212,7 @@ def _card(name: str) -> Build:
 
         def load() -> object:
             found = read_record(place / "model", "f" * 64)
-            return card.model_card("x", ModelConfig(), found, card._recorded(found), None, False)
+            return card.model_card("x", ModelConfig(), found, card._recorded(found, place / "model"), None, False)
 
         return Fuzzed(place / name, load, "json")
 
