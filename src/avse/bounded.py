@@ -28,11 +28,11 @@ def check_unpacked(path: str | Path, size: int) -> None:
         raise ValueError(f"{size:,} bytes or more unpacked, at most {limit:,} are read of a file of this length")
 
 
-def read_parquet(parquet: Any, path: str | Path, columns: Sequence[str] | None = None) -> Any:
+def read_parquet(pyarrow: Any, path: str | Path, columns: Sequence[str] | None = None) -> Any:
     """Read columns of a Parquet file (all of them by default) a few rows at a time, until they grow too large.
 
     Args:
-        parquet: the module `pyarrow.parquet`.
+        pyarrow: the module, with its part `parquet`.
         path: the file.
         columns: names; one that it has not is left out.
 
@@ -42,10 +42,8 @@ def read_parquet(parquet: Any, path: str | Path, columns: Sequence[str] | None =
     Raises:
         ValueError: as `check_unpacked`, or (with a class of pyarrow's) it is no Parquet file.
     """
-    import pyarrow
-
     batches, size = [], 0
-    with parquet.ParquetFile(path) as file:
+    with pyarrow.parquet.ParquetFile(path) as file:
         for batch in file.iter_batches(_ROWS, columns=columns):
             size += batch.nbytes
             check_unpacked(path, size)

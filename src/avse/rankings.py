@@ -289,7 +289,7 @@ def _write_parquet(rankings: Rankings, target: io.BytesIO, path: Path) -> None:
 
 
 def _read_parquet(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    table = read_parquet(_pyarrow(path).parquet, path)
+    table = read_parquet(_pyarrow(path), path)
     header = json.loads(table.schema.metadata[b"avse"])
     queries = len(set(header["text_to_image"]))
     arrays: dict[str, np.ndarray] = {}

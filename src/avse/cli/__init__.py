@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             module = importlib.import_module(f"avse.cli.{name}")
             module.add_arguments(sub)
     args = parser.parse_args(arguments)
-    args.words = arguments
+    args.given = arguments
     if args.verb is None:
         parser.print_help()
         return 2

@@ -49,7 +49,7 @@ def finish(args: argparse.Namespace, rows: list[dict[str, Any]], told: dict[str,
     if not args.json:
         print(line + note)
     if args.out_json:
-        files.write_json(args.out_json, {"machine": host, "command": _command(args.words), **told, "rows": rows})
+        files.write_json(args.out_json, {"machine": host, "command": _command(args.given), **told, "rows": rows})
     return line
 
 

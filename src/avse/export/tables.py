@@ -171,7 +171,7 @@ def read_table(path: str | Path) -> tuple[list[str], Blocks, list[Payload], dict
         ImportError: pyarrow is not installed.
         ValueError, KeyError, TypeError: The file is none of these.
     """
-    table = read_parquet(arrow().parquet, path, FIXED)
+    table = read_parquet(arrow(), path, FIXED)
     facts = json.loads(table.schema.metadata[b"avse"])
     flat = table["blocks"].combine_chunks().flatten().flatten().to_numpy(zero_copy_only=False)
     rows = facts["P"] if facts["side"] == "images" else facts["Q"]
