@@ -36,6 +36,7 @@ def test_a_soak_ends_with_1_where_something_grows(avse, monkeypatch, tmp_path, g
         and kept["machine"]["threads"] == 1
     )
     assert kept["rows"][0]["flat"] is not bool(code) and len(kept["rows"]) == 61
+    assert kept["kept"] == "the verdict, then every 1. turn"
     told = avse(*asked, "--json").json
     assert told[0] == kept["rows"][1] and told[-1] == kept["rows"][0]
 
