@@ -25,7 +25,7 @@ from avse.data.build import build_folder
 from avse.data.dataset import Skip
 from avse.data.entries import ALIASES, Entry, is_unicode, kind_of, rank, shown
 from avse.data.layouts import find_layout, load_splits
-from avse.files import write_text
+from avse.files import is_taken, write_text
 from avse.images import ImageError, open_image, read_image, turned
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def from_pairs(
             name, or a split (or all) of which no pair is left.
     """
     out = Path(out)
-    if not force and out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if not force and is_taken(out):
         raise FileExistsError(f"{out} holds something: name another folder, or replace it with force=True")
     columns = {"image": image, "text": text, "split": split, "image_id": image_id}
     if isinstance(source, Mapping) and split is not None:

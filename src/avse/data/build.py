@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from avse.files import replace_folder, write_json
+from avse.files import is_taken, replace_folder, write_json
 
 if sys.platform == "win32":
     import msvcrt
@@ -82,7 +82,7 @@ def _lock(out: Path) -> Iterator[None]:
 
 
 def _reusable(out: Path, settings: dict[str, Any], force: bool) -> dict[str, Any] | None:
-    if force or not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if force or not is_taken(out):
         return None
     counts = _counts(out, settings)
     log.info("%s is complete and is reused (--force makes it anew)", out)

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
-from avse.files import replace_folder
+from avse.files import is_taken, replace_folder
 from avse.index.contract import Store
 from avse.index.lock import IndexLock
 from avse.index.manifest import Manifest, is_index, read_manifest, relative_folder
@@ -67,7 +67,7 @@ class FolderHome:
     def check_room(self, force: bool) -> None:
         """Accept a new or empty folder, or, with ``force``, an index that no process holds."""
         path = self._folder
-        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        if not is_taken(path):
             return
         if not (path.is_dir() and is_index(path)):
             raise FileExistsError(f"{path} is there and is no index: choose another name (even force leaves it alone)")
