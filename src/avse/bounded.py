@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import yaml
 
@@ -28,13 +29,18 @@ def check_unpacked(path: str | Path, size: int) -> None:
         raise ValueError(f"{size:,} bytes or more unpacked, at most {limit:,} are read of a file of this length")
 
 
+def check_archive(path: str | Path, archive: ZipFile) -> None:
+    """Refuse an archive whose members together are too large by `check_unpacked`, before any is unpacked."""
+    check_unpacked(path, sum(member.file_size for member in archive.infolist()))
+
+
 def read_parquet(pyarrow: Any, path: str | Path, columns: Sequence[str] | None = None) -> Any:
     """Read columns of a Parquet file (all of them by default) a few rows at a time, until they grow too large.
 
     Args:
         pyarrow: the module, with its part `parquet`.
         path: the file.
-        columns: names; one that it has not is left out.
+        columns: names.
 
     Returns:
         pyarrow's Table.

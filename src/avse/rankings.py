@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from avse import files
-from avse.bounded import check_unpacked, read_parquet
+from avse.bounded import check_archive, read_parquet
 from avse.extras import needs
 from avse.metrics import RetrievalReport, paired_differences, report_from_ranks
 from avse.protocols import Scored
@@ -252,7 +252,7 @@ def _assemble(header: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> Ranki
 
 def _read_npz(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     with np.load(path, allow_pickle=False) as archive:
-        check_unpacked(path, sum(member.file_size for member in archive.zip.infolist()))
+        check_archive(path, archive.zip)
         arrays = {name: archive[name] for name in archive.files}
     return json.loads(arrays.pop("header").tobytes()), arrays
 

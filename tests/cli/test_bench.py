@@ -84,7 +84,7 @@ def test_options_of_scoring_stand_with_and_without_its_name(avse, in_this_proces
 
 def test_matching(avse, tmp_path):
     plot, rows = tmp_path / "plots" / "matching.png", tmp_path / "matching.json"
-    small = ("bench", "matching", "--images", 4, "--texts", 8, "--runs", 1, "--out", plot, "--out-json", rows)
+    small = ("bench", "matching", "--images", 4, "--texts", 8, "--runs", 1, "--out", plot, f"--out-json={rows}")
     said = avse(*small)
     assert said.code == 0, said.err
     assert "SCAN, a caption at a time" in said.out and "P·Q·C = V·D²/C: quadratic in D" in said.out

@@ -1,7 +1,8 @@
 """Hours in minutes: pictures come and go, questions are asked, and memory, file handles and disk must stay flat.
 
 Every turn new pictures replace the oldest, the folder is indexed again, sentences and pictures are searched, one entry
-is deleted and comes back; every few turns the index is pruned, closed and opened. Knows no store from inside.
+is deleted and comes back; every few turns the index is pruned, closed and opened.
+Knows of a store what its log is called, no more.
 """
 
 from __future__ import annotations

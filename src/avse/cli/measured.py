@@ -55,7 +55,7 @@ def finish(args: argparse.Namespace, rows: list[dict[str, Any]], told: dict[str,
 
 def _command(words: Sequence[str]) -> str:
     """Write the command that was given, but for where its output went."""
-    kept = [word for word in words if word not in ("--json", "--force")]
+    kept = [w for w in words if w not in ("--json", "--force") and not w.startswith(("--out=", "--out-json="))]
     while found := [at for at, word in enumerate(kept) if word in ("--out", "--out-json")]:
         del kept[found[0] : found[0] + 2]
     return shlex.join(["avse", *kept])

@@ -194,7 +194,7 @@ def _training_data(record: Record) -> str:
     return "\n".join(lines)
 
 
-_LEAKS = {"warn": "they were kept", "drop": "they were left out", "ignore": "they were kept"}
+_LEAKS = {"warn": "they were kept", "drop": "they were left out"}
 """What was done with them, in words."""
 
 

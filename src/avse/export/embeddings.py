@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avse import files
-from avse.bounded import check_unpacked
+from avse.bounded import check_archive
 from avse.export.tables import Write, facts_of, read_table, table_writer
 from avse.index import Index
 from avse.index.contract import Blocks, Payload
@@ -147,7 +147,7 @@ def _texts(data: bytes, offsets: NDArray[np.int64]) -> list[str]:
 
 def _read_archive(path: str | Path) -> tuple[list[str], Blocks, list[Payload], dict[str, Any]]:
     with np.load(path, allow_pickle=False) as archive:
-        check_unpacked(path, sum(member.file_size for member in archive.zip.infolist()))
+        check_archive(path, archive.zip)
         facts = {name: archive[name].item() for name in _FACTS}
         rows = facts["P"] if facts["side"] == "images" else facts["Q"]
         blocks = archive["blocks"].reshape(-1, rows, facts["C"])
