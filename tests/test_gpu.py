@@ -171,7 +171,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(tiny_vit_folder, tiny_
     process.communicate()
     ends(launch(tmp_path / "parts"))
     whole, parts = (json.loads((tmp_path / name / "history.json").read_text()) for name in ("whole", "parts"))
-    assert len(whole) == len(parts) > 1
+    assert [len(whole), len(parts)] == [3, 3]
     for a, b in zip(whole, parts):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-3)
 

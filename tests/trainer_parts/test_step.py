@@ -13,7 +13,7 @@ from avse.model import AVSE
 from avse.scoring import aeom
 from avse.trainer.chunks import Tokens, even_parts
 from avse.trainer.schedule import hold_encoders, parameter_groups
-from avse.trainer.step import Batch, Step
+from avse.trainer.step import Batch, Step, texts_in_a_part
 
 TEXTS = ["a dog", "two red birds in the sky", "a", "the small cat sits on grass near a river", "a  Dog", "a house"]
 SIZE = len(TEXTS)
@@ -255,3 +255,11 @@ def test_tokens_of_unequal_length_are_padded_with_zeros():
     tokens = Tokens(encode, [torch.tensor([2]), torch.tensor([0]), torch.tensor([1])], cached=False)
     assert tokens.values.tolist() == [[0, 1, 0, 0], [4, 5, 6, 7], [8, 0, 0, 0]]
     assert [part.tolist() for part in even_parts(5, 2)] == [[0, 1], [2, 3], [4]]
+
+
+@pytest.mark.parametrize(
+    ("device", "count", "part"),
+    [("cpu", 8, 16), ("cpu", 128, 32), ("cuda", 128, 128), ("cuda", 512, 128), ("cuda", 513, 129), ("mps", 64, 128)],
+)
+def test_texts_go_in_four_parts_of_a_size_that_pays(device, count, part):
+    assert texts_in_a_part(count, device) == part

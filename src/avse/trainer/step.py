@@ -24,8 +24,9 @@ from avse.scoring import aeom
 from avse.trainer.chunks import Tokens, even_parts, parts_by_length
 from avse.trainer.watch import spread
 
-TEXT_PARTS, LEAST_TEXTS = 4, {"cpu": 16, "cuda": 128}
-"""A batch's texts are encoded in so many parts of like length, of so many texts at least: fewer do not fill a GPU."""
+TEXT_PARTS, LEAST_TEXTS, LEAST_ON_GPU = 4, 16, 128
+"""A batch's texts are encoded in so many parts of like length, of so many texts at least; more where starting a kernel
+costs more than the padding that it saves."""
 SMALLEST_SCALE = 1.0
 """fp16: below this scale of the loss it is no longer the scale that makes a gradient overflow."""
 
@@ -221,9 +222,7 @@ class Step:
                 return self.model.text_encoder(batch.texts[rows, :longest], batch.mask[rows, :longest])
 
         if cut:
-            parts = parts_by_length(
-                lengths, size or max(LEAST_TEXTS.get(self.model.device.type, 128), math.ceil(count / TEXT_PARTS))
-            )
+            parts = parts_by_length(lengths, size or texts_in_a_part(count, self.model.device.type))
         else:
             parts = even_parts(count, size or count)
         return Tokens(encode, parts, cached=trained and size is not None)
@@ -246,6 +245,11 @@ def _padded_alike(batch: Batch) -> Batch:
         return batch
     texts = nn.functional.pad(batch.texts, (0, 0) * (batch.texts.ndim - 2) + (0, missing))
     return replace(batch, texts=texts, mask=nn.functional.pad(batch.mask, (0, missing)))
+
+
+def texts_in_a_part(count: int, device: str) -> int:
+    """Return how many of a batch's texts are encoded together, on a device of this type."""
+    return max(LEAST_TEXTS if device == "cpu" else LEAST_ON_GPU, math.ceil(count / TEXT_PARTS))
 
 
 def trained_encoders(model: AVSE) -> list[Encoder]:
