@@ -272,12 +272,11 @@ def _recorded(record: Record, model: Path) -> Figures | None:
         return Figures(demo.dataset, "test", told, _recalls(own) | {"rsum": (own.rsum.mean, own.rsum.ci)})
     if best is None or data is None:
         return None
-    told, settings = (
-        f"{data.val.images or 0:,} pictures, {data.val.pairs or 0:,} captions",
-        record.identity.config or {},
-    )
+    told = f"{data.val.images or 0:,} pictures, {data.val.pairs or 0:,} captions"
+    known = dict(record.identity.config or {})
     pixels = json.loads((model / "image_encoder" / "encoder.json").read_text("utf-8")).get("pixels")
-    known = {**settings, **({"resolution": pixels["size"][0]} if pixels else {})}
+    if pixels:  # features of regions have none
+        known["resolution"] = pixels["size"][0]
     meta = [f"{key} {known[key]}" for key in ("resolution", "precision", "seed") if key in known]
     told += f"; {', '.join(meta)}" if meta else ""
     return Figures(data.name, "val", told, _recalls(best) | {"rsum": (best.rsum, None)})
